@@ -1,0 +1,23 @@
+"""Fixtures every test may use: where the real photographs are, and a quiet single-threaded torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_root() -> Path:
+    """Folder that holds data/ and models/ (environment variable FACESCALE_TEST_DATA)."""
+    root = os.environ.get("FACESCALE_TEST_DATA")
+    if not root:
+        pytest.skip("FACESCALE_TEST_DATA is not set: the real photographs are not on this machine")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def test_data(shared_root: Path) -> Path:
+    """Folder of real photographs with labels.csv."""
+    return shared_root / "data"
