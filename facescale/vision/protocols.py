@@ -1,9 +1,9 @@
 """What a detector, a landmarker and an embedder are: arrays in, arrays out, a card that says how.
 
 Implemented by the models of this package and by plug-ins (see facescale.vision.registry), called by the
-extract and embed stages. Images are uint8 [H, W, 3] RGB, C-contiguous, of any size down to 1×1, and are never
-written to. Coordinates are pixels of the given image, x right, y down, pixel centers at .5: the
-left edge of the first pixel is 0 and its center 0.5.
+extract and embed stages. Images are uint8 [H, W, 3] RGB, C-contiguous, of any size down to 1 x 1, and are
+never written to. Coordinates are pixels of the given image, x right, y down, pixel centers at .5: the left
+edge of the first pixel is 0 and its center 0.5.
 
 Shape legend: N faces of a batch, n faces of one image, K landmarks, S chip side, D embedding dimension.
 """

@@ -1,0 +1,187 @@
+"""From a model's name to a model that runs: the card, the device, and the factory of its architecture.
+
+Called by the stages' open(); everything they ask for is checked here, before any work is done. Architectures
+are imported when first used. A plug-in adds a card (facescale.models.registry.register_card) and, for a new
+architecture, a factory with one of the register functions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from facescale.errors import UsageError
+from facescale.models.registry import card as find_card
+
+if TYPE_CHECKING:
+    import torch
+
+    from facescale.models.card import ModelCard
+    from facescale.vision.protocols import Detector, Embedder, Landmarker
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+DEFAULT_MIN_FACE_PX = 40
+DEFAULT_EMBED_BATCH = 32
+
+
+class DetectorFactory(Protocol):
+    """Builds a detector; `max_batch_pixels` None means the detector's own default."""
+
+    def __call__(
+        self,
+        card: ModelCard,
+        *,
+        device: torch.device,
+        precision: str,
+        min_face_px: int,
+        max_batch_pixels: int | None,
+    ) -> Detector: ...
+
+
+class LandmarkerFactory(Protocol):
+    """Builds a landmarker."""
+
+    def __call__(self, card: ModelCard, *, device: torch.device) -> Landmarker: ...
+
+
+class EmbedderFactory(Protocol):
+    """Builds an embedder that runs `batch` chips at a time."""
+
+    def __call__(self, card: ModelCard, *, device: torch.device, precision: str, batch: int) -> Embedder: ...
+
+
+def load_detector(
+    name: str,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    min_face_px: int = DEFAULT_MIN_FACE_PX,
+    max_batch_pixels: int | None = None,
+) -> Detector:
+    """Load a detector.
+
+    Args:
+        name: registry name, e.g. "dlib_mmod".
+        device: torch device: "cpu", "cuda" or "cuda:N".
+        precision: arithmetic of the network, one of PRECISIONS.
+        min_face_px: side of the smallest face to find; half the size costs about four times the work.
+        max_batch_pixels: pixels of network input per forward pass, what bounds memory; None for the
+            detector's default.
+
+    Raises:
+        UsageError: unknown model, device or precision, a size below 1, or a missing package.
+        CorruptError: the weights are not those of the card.
+    """
+    card = find_card(name, "detector")
+    if min_face_px < 1:
+        raise UsageError(f"min_face_px: expected a whole number of pixels from 1, got {min_face_px}")
+    if max_batch_pixels is not None and max_batch_pixels < 1:
+        raise UsageError(f"max_batch_pixels: expected a whole number from 1, got {max_batch_pixels}")
+    where, precision = resolve_device(device), _check_precision(precision)
+    factory: DetectorFactory = _factory(_DETECTORS, card)
+    return factory(
+        card, device=where, precision=precision, min_face_px=min_face_px, max_batch_pixels=max_batch_pixels
+    )
+
+
+def load_landmarker(name: str, *, device: str = "cpu") -> Landmarker:
+    """Load a landmarker; arguments and errors as for `load_detector`."""
+    card = find_card(name, "landmarker")
+    factory: LandmarkerFactory = _factory(_LANDMARKERS, card)
+    return factory(card, device=resolve_device(device))
+
+
+def load_embedder(
+    name: str, *, device: str = "cpu", precision: str = "fp32", batch: int = DEFAULT_EMBED_BATCH
+) -> Embedder:
+    """Load an embedder that runs `batch` chips at a time; other arguments and errors as for `load_detector`."""
+    card = find_card(name, "embedder")
+    if batch < 1:
+        raise UsageError(f"batch: expected a whole number of chips from 1, got {batch}")
+    where, precision = resolve_device(device), _check_precision(precision)
+    factory: EmbedderFactory = _factory(_EMBEDDERS, card)
+    return factory(card, device=where, precision=precision, batch=batch)
+
+
+def register_detector(architecture: str, factory: DetectorFactory) -> None:
+    """Add a detector architecture for this process; a name that is taken raises UsageError."""
+    _register(_DETECTORS, architecture, factory)
+
+
+def register_landmarker(architecture: str, factory: LandmarkerFactory) -> None:
+    """Add a landmarker architecture for this process; a name that is taken raises UsageError."""
+    _register(_LANDMARKERS, architecture, factory)
+
+
+def register_embedder(architecture: str, factory: EmbedderFactory) -> None:
+    """Add an embedder architecture for this process; a name that is taken raises UsageError."""
+    _register(_EMBEDDERS, architecture, factory)
+
+
+def resolve_device(device: str) -> torch.device:
+    """Turn a device name into a torch device that exists here.
+
+    Raises:
+        UsageError: not a device name, not a CPU or CUDA device, or a CUDA device that is not there. Falling
+            back to the CPU would look like success at a fiftieth of the speed.
+    """
+    import torch
+
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"device: expected cpu, cuda or cuda:N, got {device!r}") from error
+    if resolved.type not in ("cpu", "cuda"):
+        raise UsageError(f"device: expected cpu, cuda or cuda:N, got {device!r}")
+    count = torch.cuda.device_count() if resolved.type == "cuda" else 1
+    if resolved.type == "cuda" and (resolved.index or 0) >= count:
+        raise UsageError(
+            f"device {device!r} is not there: torch {torch.__version__} sees {count} CUDA devices; "
+            "run `facescale doctor`, or ask for the device cpu"
+        )
+    return resolved
+
+
+def _check_precision(precision: str) -> str:
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+    return precision
+
+
+def _dlib_mmod(card: ModelCard, **options: Any) -> Detector:
+    from facescale.vision import mmod
+
+    return mmod.load(card, **options)
+
+
+def _dlib_ert(card: ModelCard, **options: Any) -> Landmarker:
+    from facescale.vision import landmarks
+
+    return landmarks.load(card, **options)
+
+
+def _dlib_resnet(card: ModelCard, **options: Any) -> Embedder:
+    from facescale.vision import recognizer
+
+    return recognizer.load(card, **options)
+
+
+_DETECTORS: dict[str, DetectorFactory] = {"dlib_mmod": _dlib_mmod}
+_LANDMARKERS: dict[str, LandmarkerFactory] = {"dlib_ert": _dlib_ert}
+_EMBEDDERS: dict[str, EmbedderFactory] = {"dlib_resnet": _dlib_resnet}
+
+
+def _register(table: dict[str, Any], architecture: str, factory: Any) -> None:
+    if architecture in table:
+        raise UsageError(
+            f"architecture {architecture!r} is registered already; give the other one another name"
+        )
+    table[architecture] = factory
+
+
+def _factory(table: dict[str, Any], card: ModelCard) -> Any:
+    if card.architecture not in table:
+        raise UsageError(
+            f"model {card.name!r}: no {card.task} architecture {card.architecture!r}; known: "
+            f"{', '.join(sorted(table))}; import the plug-in that registers it first"
+        )
+    return table[card.architecture]
