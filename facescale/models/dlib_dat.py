@@ -18,14 +18,11 @@ Stream primitives:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
 from facescale.errors import CorruptError
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
 
 _SPECIAL = {32000: np.inf, 32001: -np.inf, 32002: np.nan}
 _LANES = 4096  # chunks of a packed stream that are walked side by side
@@ -56,11 +53,11 @@ class DatReader:
         return len(self._data) - self.offset
 
     def fail(self, what: str, offset: int | None = None) -> NoReturn:
-        """Raise CorruptError for damage at `offset` (default: the cursor); loaders call it for their checks."""
+        """Raise CorruptError for damage at `offset`, by default the cursor; loaders call it too."""
         at = self.offset if offset is None else offset
         raise CorruptError(
-            f"{self.name}: {what} at byte {at} of {len(self._data)}: the weights file is damaged or is another "
-            "model; reinstall the package it came from"
+            f"{self.name}: {what} at byte {at} of {len(self._data)}: the weights file is damaged "
+            "or belongs to another model; reinstall the package it came from"
         )
 
     def expect_end(self) -> None:
@@ -109,7 +106,7 @@ class DatReader:
         except UnicodeDecodeError:
             self.fail("string is not ASCII", start)
 
-    def matrix(self) -> npt.NDArray[np.float32]:
+    def matrix(self) -> np.ndarray:
         """One dense matrix of floats, float32 [rows, columns]."""
         start = self.offset
         rows, columns = -self.int_(), -self.int_()
@@ -118,7 +115,7 @@ class DatReader:
         pairs = self.ints(2 * rows * columns).reshape(-1, 2)
         return floats(pairs[:, 0], pairs[:, 1]).astype(np.float32).reshape(rows, columns)
 
-    def tensor(self) -> npt.NDArray[np.float32]:
+    def tensor(self) -> np.ndarray:
         """One tensor, float32 [samples, k, rows, columns]; a writable copy."""
         start = self.offset
         self.expect(2, "tensor version")
@@ -134,7 +131,7 @@ class DatReader:
         self.expect(1, "alias tensor version")
         return self._dims("alias tensor", start)
 
-    def ints(self, count: int | None = None) -> npt.NDArray[np.int64]:
+    def ints(self, count: int | None = None) -> np.ndarray:
         """The next `count` packed ints, or all up to the end of the stream; int64 [count].
 
         Vectorized: the 3 million ints of the landmark file take about 0.2 s.
@@ -155,13 +152,13 @@ class DatReader:
             self.fail("the stream ends too early", self.offset + window)
         # An unaligned 8-byte load behind every control byte, cut to the bytes that belong to it.
         padded = np.concatenate([raw[:end], np.zeros(8, np.uint8)])
-        words: npt.NDArray[np.uint64] = np.ndarray((end,), "<u8", padded, strides=(1,))
+        words: np.ndarray = np.ndarray((end,), "<u8", padded, strides=(1,))
         mask = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
         magnitude = words[starts + 1] & mask[width]
         too_big = np.flatnonzero(magnitude >> np.uint64(63))
         if len(too_big):
             self.fail("integer beyond 63 bits", self.offset + int(starts[too_big[0]]))
-        values = magnitude.astype(np.int64)
+        values: np.ndarray = magnitude.astype(np.int64)
         np.negative(values, out=values, where=(control & 0x80).astype(bool))
         self.offset += end
         return values
@@ -186,7 +183,7 @@ class DatReader:
         return self._data[self.offset - count : self.offset]
 
 
-def floats(mantissas: npt.NDArray[np.int64], exponents: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+def floats(mantissas: np.ndarray, exponents: np.ndarray) -> np.ndarray:
     """Floats from their stored pairs.
 
     Args:
@@ -196,20 +193,22 @@ def floats(mantissas: npt.NDArray[np.int64], exponents: npt.NDArray[np.int64]) -
     Returns:
         float64 [N]; exact for everything that was stored from a float or double.
     """
-    values = np.ldexp(mantissas.astype(np.float64), np.clip(exponents, -5000, 5000).astype(np.int32))
+    values: np.ndarray = np.ldexp(
+        mantissas.astype(np.float64), np.clip(exponents, -5000, 5000).astype(np.int32)
+    )
     for exponent, value in _SPECIAL.items():
         values[exponents == exponent] = value
     return values
 
 
-def _token_starts(raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+def _token_starts(raw: np.ndarray) -> np.ndarray:
     """Positions of the control bytes in a stream of packed ints.
 
-    Each position says only where the next one is, a chain that Python would walk one by one. Instead the stream
-    is cut into chunks that are walked side by side, each from a guessed start. Chains that start wrong soon fall
-    in with the right one, so the end of a chunk is nearly always right at once. Chunks whose guess was not the
-    end of the one before are walked again from there, until every chunk starts where its predecessor ended,
-    which is the proof.
+    Each position says only where the next one is, a chain that Python would walk one by one. Instead the
+    stream is cut into chunks that are walked side by side, each from a guessed start. Chains that start wrong
+    soon fall in with the right one, so the end of a chunk is nearly always right at once. Chunks whose guess
+    was not the end of the one before are walked again from there, until every chunk starts where its
+    predecessor ended, which is the proof.
 
     Args:
         raw: uint8 [N]; damaged streams are walked all the same, the caller judges the control bytes.
@@ -236,11 +235,11 @@ def _token_starts(raw: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
 
 
 def _walk(
-    step: npt.NDArray[Any],
-    begin: npt.NDArray[np.int64],
-    stop: npt.NDArray[np.int64],
-    mark: npt.NDArray[np.bool_] | None,
-) -> npt.NDArray[np.int64]:
+    step: np.ndarray,
+    begin: np.ndarray,
+    stop: np.ndarray,
+    mark: np.ndarray | None,
+) -> np.ndarray:
     """Follow the chain from each `begin` to the first position not before `stop`; set `mark` on the way."""
     at = begin.copy()
     lanes = np.flatnonzero(at < stop)
