@@ -63,8 +63,8 @@ format: setup ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
 
-docs: setup ## render docs/tables.md from the schemas
-	$(BIN)/python tools/render_tables.py
+docs: setup ## render docs/tables.md and docs/configuration.md from the schemas and the config models
+	$(BIN)/python tools/render_docs.py
 
 bench: setup ## side-by-side measurements, e.g. BENCH='extract PHOTOS'; alone it lists them
 	$(BIN)/facescale bench $(BENCH)
