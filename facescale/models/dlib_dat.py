@@ -193,9 +193,8 @@ def floats(mantissas: np.ndarray, exponents: np.ndarray) -> np.ndarray:
     Returns:
         float64 [N]; exact for everything that was stored from a float or double.
     """
-    values: np.ndarray = np.ldexp(
-        mantissas.astype(np.float64), np.clip(exponents, -5000, 5000).astype(np.int32)
-    )
+    exponents_i32 = np.clip(exponents, -5000, 5000).astype(np.int32)  # beyond, the result is 0 or inf anyway
+    values: np.ndarray = np.ldexp(mantissas.astype(np.float64), exponents_i32)
     for exponent, value in _SPECIAL.items():
         values[exponents == exponent] = value
     return values
