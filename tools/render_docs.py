@@ -1,4 +1,4 @@
-"""Render docs/tables.md from schemas/*.yaml and docs/configuration.md from facescale.config. Run by `make docs`.
+"""Render docs/tables.md from schemas/ and docs/configuration.md from facescale.config; `make docs` runs it.
 
 With --check nothing is written: the exit code is 1 when a page on disk is not what would be rendered.
 """
@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from facescale.config.job import JobConfig
 from facescale.lake.schema import Column, TableSpec, table_names, table_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
@@ -25,12 +27,12 @@ TABLES_HEAD = """\
 <!-- Rendered by `make docs` from schemas/*.yaml. Edit those. -->
 
 One folder, `LAKE/<table>/<fingerprint>/` (`LAKE/<table>/<model>-<fingerprint>/` for tables that exist per
-model), is one consistent table; the plan, made of what was found and not of settings, lies in `LAKE/sources/`.
+model), is one consistent table; the plan, made of what was found and not of settings, is `LAKE/sources/`.
 Every Parquet file carries these descriptions and units in its field metadata, and the table's name and schema
 version beside them.
 
-Pixel coordinates are those of the full-size image after its EXIF orientation: x right, y down, pixel centers at
-.5. Ids are 64-bit integers that say where a thing is: 23 bits of shard, 32 of row, 8 of ordinal. Ordinal 0 is
+Pixel coordinates are those of the full-size image after its EXIF orientation: x right, y down, pixel centers
+at .5. Ids are 64-bit integers that say where a thing is: 23 bits of shard, 32 of row, 8 of ordinal. Ordinal 0 is
 the image, 1 to 255 are its faces by descending score; so `face_id - face_id % 256` is the `image_id`.
 """
 
@@ -39,8 +41,8 @@ CONFIGURATION_HEAD = """\
 
 <!-- Rendered by `make docs` from facescale/config. Edit that. -->
 
-`facescale run | extract | embed | index` and `python -m jobs.…` read `--config file.yaml`; flags on the command
-line override it. Unknown keys are refused. A section of this page is a section of the file:
+`facescale run | extract | embed | index` and `python -m jobs.…` read `--config file.yaml`; flags on the
+command line override it. Unknown keys are refused. A section of this page is a section of the file:
 
     src: /data/photos
     lake: /data/photos.lake
