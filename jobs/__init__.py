@@ -1,0 +1,1 @@
+"""Shims for `ray job submit … -- python -m jobs.NAME`: parse, then facescale.pipeline.run_job."""

@@ -1,0 +1,67 @@
+"""What extract and embed make: the models and limits that change results, and the sizes that do not."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from facescale.config.base import Config
+
+
+class LabelsConfig(Config):
+    """Where the claimed labels of images come from."""
+
+    source: str | None = None
+    """`folder` (the parent folder, or a tar's json/cls/txt), or a CSV or Parquet file keyed by path; unset: no labels."""
+
+    column: str | None = None
+    """Column of the file that holds the label."""
+
+    path_column: str = "path"
+    """Column of the file that holds the image's path."""
+
+
+class ExtractConfig(Config):
+    """Images to faces, crops and embeddings."""
+
+    detector: str = "dlib_mmod"
+    """Registry name of the face detector (`facescale models list`)."""
+
+    landmarker: str = "dlib_5pt"
+    """Registry name of the landmark model; not used by a detector that gives landmarks itself."""
+
+    embedder: str = "dlib_resnet"
+    """Registry name of the embedder."""
+
+    min_face_px: int = Field(default=40, ge=16, le=1024)
+    """Side of the smallest face to look for, in pixels. 80 is four times as fast as 40 with the default detector."""
+
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the networks. auto is fp32; the others move scores and embeddings slightly and make new tables."""
+
+    max_bytes: int = Field(default=256 << 20, ge=1)
+    """Larger files are not read: status too_many_bytes."""
+
+    max_pixels: int = Field(default=100_000_000, ge=1)
+    """Larger images are not decoded: status too_many_pixels."""
+
+    micro_batch: int = Field(default=16, ge=1, le=4096)
+    """Images that are decoded and detected together; does not change results."""
+
+    embed_batch: int = Field(default=32, ge=1, le=4096)
+    """Faces that are embedded together; does not change results."""
+
+    decode_threads: int = Field(default=2, ge=1, le=256)
+    """Threads in each worker that read, decode and hash images."""
+
+    part_rows: int | None = Field(default=None, ge=1, le=8192)
+    """Rows of a part for new input, a power of two; unset works it out (64 to 8,192)."""
+
+    plugins: tuple[str, ...] = ()
+    """Python modules to import first, here and in every worker: they register further models."""
+
+    @property
+    def arithmetic(self) -> str:
+        """`precision` with auto resolved: fp32 on every device, so results do not depend on where a part was made."""
+        return "fp32" if self.precision == "auto" else self.precision

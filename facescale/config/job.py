@@ -1,0 +1,41 @@
+"""A whole job: which one, on what, and each stage's part of the configuration."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from facescale.config.base import Config
+from facescale.config.engine import EngineConfig
+from facescale.config.extract import ExtractConfig, LabelsConfig
+from facescale.config.index import IndexConfig
+
+
+class JobConfig(Config):
+    """Configuration of `run`, `extract`, `embed` and `index`. In YAML the nested parts are sections."""
+
+    src: str | None = None
+    """Photographs: a folder, a tar, a Parquet file, or a folder or URL of those."""
+
+    lake: str
+    """Root of the lake: a folder or an fsspec URL."""
+
+    extract: ExtractConfig = ExtractConfig()
+    """Models and limits."""
+
+    labels: LabelsConfig = LabelsConfig()
+    """Claimed labels."""
+
+    index: IndexConfig = IndexConfig()
+    """The index."""
+
+    engine: EngineConfig = EngineConfig()
+    """Workers and devices."""
+
+    max_failures: float = Field(default=0.5, ge=0, le=1)
+    """Largest share of images that may be neither ok nor too_many_faces; above it the exit code is 3."""
+
+    accept_changes: bool = False
+    """Take changed and vanished input for granted: new rows supersede the old ones."""
+
+    retry_failed: bool = False
+    """Rerun the parts that hold images with a transient status."""

@@ -1,0 +1,181 @@
+"""What the command line draws: progress, tables, summaries, errors. Nothing here decides anything.
+
+On a terminal progress is a bar with images/s, faces/s and the time left; elsewhere it is a plain line now and then.
+With --json everything but the summary goes to standard error, so that standard output is one JSON document.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from facescale.driver.context import JobSummary
+    from facescale.engine.worker import PartDone
+
+_PLAIN_EVERY_S = 5.0
+
+
+class ConsoleReporter:
+    """Draws the progress of a job's stages.
+
+    Args:
+        console: usually standard error.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def start(self, stage: str, *, parts: int, items: int, unit: str) -> None:
+        """A stage begins."""
+        self._stage, self._unit, self._total = stage, unit, items
+        self._items = self._faces = self._parts = 0
+        self._num_parts = parts
+        self._since = self._last = time.monotonic()
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                console=self.console,
+            )
+            self._progress.start()
+            self._task = self._progress.add_task(stage, total=items, rate="starting workers")
+        else:
+            self._line(f"{stage}: {items:,} {unit} in {parts:,} parts")
+
+    def advance(self, done: PartDone) -> None:
+        """One part is committed."""
+        self._parts += 1
+        self._items += done.counters.get(self._unit, done.key.num_rows)
+        self._faces += done.counters.get("faces", 0)
+        seconds = max(1e-6, time.monotonic() - self._since)
+        rate = f"{self._items / seconds:,.1f} {self._unit}/s"
+        if self._unit != "faces" and self._faces:
+            rate += f", {self._faces / seconds:,.1f} faces/s"
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=self._items, rate=rate)
+        elif time.monotonic() - self._last >= _PLAIN_EVERY_S or self._parts == self._num_parts:
+            self._last = time.monotonic()
+            left = (self._total - self._items) * seconds / max(1, self._items)
+            self._line(
+                f"{self._stage}: {self._items:,}/{self._total:,} {self._unit}, {rate}, {left:,.0f} s left"
+            )
+
+    def finish(self) -> None:
+        """The stage is over."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = self._task = None
+
+    def say(self, text: str) -> None:
+        """Print a remark."""
+        self._line(text)
+
+    def warn(self, text: str) -> None:
+        """Print trouble, in yellow where there are colors."""
+        self.console.print(f"warning: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+    def _line(self, text: str) -> None:
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def make_console(*, json_output: bool) -> tuple[Console, ConsoleReporter]:
+    """The console results go to, and the reporter (always on standard error)."""
+    out = Console(file=sys.stderr) if json_output else Console()
+    return out, ConsoleReporter(Console(file=sys.stderr))
+
+
+def print_json(value: Any) -> None:
+    """Write one JSON document to standard output; dataclasses become objects."""
+    json.dump(value, sys.stdout, default=_plain, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def print_table(
+    console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None
+) -> None:
+    """Print rows; numbers are right-aligned, and text from the data is never read as markup."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    rows = [list(row) for row in rows]
+    for index, name in enumerate(columns):
+        numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(escape(_cell(value)) for value in row))
+    console.print(table)
+
+
+def print_summary(console: Console, summary: JobSummary) -> None:
+    """Print what a job did, stage by stage, and what to do next when it is not whole."""
+    rows = []
+    for stage in summary.stages:
+        found = ", ".join(
+            f"{value:,} {name}" for name, value in stage.counters.items() if "." not in name and name != "bytes"
+        )
+        rows.append((stage.stage, stage.parts_run, stage.parts_kept, f"{stage.seconds:,.1f}", found))
+    print_table(console, ["stage", "parts run", "parts kept", "seconds", "holds"], rows, title=summary.job)
+    for stage in summary.stages:
+        statuses = {
+            name.removeprefix("status."): value
+            for name, value in sorted(stage.counters.items())
+            if name.startswith("status.")
+        }
+        if statuses:
+            print_table(console, ["image status", "images"], sorted(statuses.items(), key=lambda kv: -kv[1]))
+        for note in stage.notes:
+            console.print(note, markup=False, highlight=False, soft_wrap=True)
+        for text in stage.left_over:
+            console.print(f"left over: {text}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"lake: {summary.lake}", markup=False, highlight=False, soft_wrap=True)
+
+
+def human_bytes(count: float) -> str:
+    """Bytes with a unit: 1536 → "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: ""}[value]
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value).replace("\n", "\\n").replace("\r", "\\r").replace("\x1b", "\\x1b")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)

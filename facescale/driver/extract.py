@@ -1,0 +1,238 @@
+"""Drive extract: freeze the plan, name the versions, map the parts that are not done, account for every member.
+
+Comes in: a JobContext with `src`. Goes out: images, faces, crops and embeddings, set as current, and a summary.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from facescale.driver.context import StageSummary
+from facescale.driver.embed import embedding_settings, embedding_version, run_embed
+from facescale.errors import CorruptError, MismatchError, UsageError
+from facescale.lake.fingerprint import fingerprint
+from facescale.lake.parts import DoneParts, TableVersion, list_done
+from facescale.lake.scan import count_rows, sum_counters
+from facescale.models.registry import card
+from facescale.sources.plan import PlanReport, SourcePart, plan_sources, planned_parts, planned_rows
+from facescale.vision import extract as stage_module
+from facescale.vision.extract import ExtractSettings, ExtractStage, ExtractVersions
+
+if TYPE_CHECKING:
+    from facescale.config.extract import ExtractConfig
+    from facescale.driver.context import JobContext
+    from facescale.lake.lake import Lake
+
+THREADS_WANTED = 1
+"""One thread a worker: on CPUs, more workers beat more threads in each (facescale bench extract)."""
+
+_TRANSIENT = ("transient", "unreadable", "source_changed")
+
+
+@dataclass(frozen=True)
+class ExtractPlan:
+    """What extract will do: versions, what is done, and how embeddings come about."""
+
+    versions: ExtractVersions
+    settings: dict[str, Any]
+    requested: dict[str, Any]
+    embeddings: TableVersion
+    done: DoneParts
+    report: PlanReport
+
+    @property
+    def from_crops(self) -> bool:
+        """Whether embeddings are made from stored crops after extract, because faces are there without them."""
+        return self.versions.embeddings is None
+
+
+def plan_extract(lake: Lake, config: ExtractConfig, report: PlanReport) -> ExtractPlan:
+    """Name the versions that these settings make, and find out what is done. Reads one listing per table."""
+    import_plugins(config.plugins)
+    requested, settings = extract_settings(config)
+    name = fingerprint("extract", settings, stage_module.REVISION, {})
+    images, faces, crops = (TableVersion(table, name) for table in ("images", "faces", "crops"))
+    done = list_done(lake.store, images)
+    embeddings = embedding_version(lake, config, faces=faces, pixels="source")
+    if done and not list_done(lake.store, embeddings).covers(done):
+        # Another embedder's run made these faces. They are not detected again: embeddings come from the crops.
+        from_crops = embedding_version(lake, config, faces=faces, pixels="crops")
+        versions = ExtractVersions(images, faces, crops, None)
+        return ExtractPlan(versions, settings, requested, from_crops, done, report)
+    versions = ExtractVersions(images, faces, crops, embeddings)
+    return ExtractPlan(versions, settings, requested, embeddings, done, report)
+
+
+def extract_settings(config: ExtractConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings that change images, faces and crops: as requested (with auto) and as resolved."""
+    detector, landmarker = card(config.detector, "detector"), card(config.landmarker, "landmarker")
+    embedder = card(config.embedder, "embedder")
+    scheme = detector.landmark_scheme or landmarker.landmark_scheme
+    if embedder.landmark_scheme != scheme:
+        raise MismatchError(
+            f"embedder {embedder.name} is aligned by {embedder.landmark_scheme} landmarks, but {detector.name} "
+            f"with {landmarker.name} gives {scheme}: choose another --landmarker or --embedder"
+        )
+    requested: dict[str, Any] = {
+        "detector": detector.name,
+        "detector_sha256": detector.sha256,
+        "landmark_scheme": scheme,
+        "min_face_px": config.min_face_px,
+        "precision": config.precision,
+        "backend": "torch",
+        "max_bytes": config.max_bytes,
+        "max_pixels": config.max_pixels,
+    }
+    if detector.landmark_scheme is None:
+        requested |= {"landmarker": landmarker.name, "landmarker_sha256": landmarker.sha256}
+    return requested, requested | {"precision": config.arithmetic}
+
+
+def import_plugins(modules: tuple[str, ...]) -> None:
+    """Import the modules that register further models.
+
+    Raises:
+        UsageError: one of them cannot be imported.
+    """
+    for module in modules:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UsageError(f"plug-in {module} cannot be imported: {error}") from error
+
+
+def plan_report(context: JobContext, *, dry_run: bool = False) -> PlanReport:
+    """Freeze the plan of the job's source and say what is new, changed, vanished and ignored."""
+    config = context.config
+    if config.src is None:
+        raise UsageError("extract needs a source: a folder, a tar, a Parquet file or a URL")
+    report = plan_sources(
+        context.lake,
+        config.src,
+        accept_changes=config.accept_changes,
+        dry_run=dry_run,
+        part_rows=config.extract.part_rows,
+    )
+    for line in report.remarks():
+        context.reporter.warn(line)
+    return report
+
+
+def run_extract(context: JobContext) -> list[StageSummary]:
+    """Run extract to its end; resumes by itself. Returns its summary, and embed's when crops were embedded."""
+    lake, config = context.lake, context.config
+    report = plan_report(context)
+    plan = plan_extract(lake, config.extract, report)
+    if config.retry_failed:
+        retry_failed(context, plan)
+        plan = plan_extract(lake, config.extract, report)
+    record_versions(lake, plan, config.extract)
+    left = [0, 0]
+    for part in _to_do(lake, plan.done):
+        left[0] += 1
+        left[1] += part.key.num_rows
+    stage = ExtractStage(_stage_settings(context), lake.store, plan.versions)
+    summary = context.map(
+        stage,
+        _to_do(lake, plan.done),
+        num_parts=left[0],
+        items=left[1],
+        unit="images",
+        device=context.device if left[0] else "cpu",
+        threads_wanted=THREADS_WANTED,
+    )
+    summary.parts_kept = len(plan.done)
+    summaries = [summary]
+    if not summary.left_over:
+        made = [plan.versions.faces, plan.versions.crops, plan.versions.images]
+        if plan.versions.embeddings is not None:
+            made.append(plan.versions.embeddings)
+        _account(lake, plan, summary)
+        lake.set_current(made)
+        summary.tables = {version.table: version.folder for version in made}
+        if plan.from_crops:
+            context.reporter.say(
+                f"the faces were there already: {config.extract.embedder} embeds them from the stored crops"
+            )
+            summaries.append(run_embed(context))
+    return summaries
+
+
+def record_versions(lake: Lake, plan: ExtractPlan, config: ExtractConfig) -> None:
+    """Write what made each version into its folder, once."""
+    for version in (plan.versions.images, plan.versions.faces, plan.versions.crops):
+        lake.write_version(
+            version,
+            stage="extract",
+            settings=plan.settings,
+            revision=stage_module.REVISION,
+            inputs={},
+            requested=plan.requested,
+        )
+    if plan.versions.embeddings is not None:
+        lake.write_version(
+            plan.versions.embeddings,
+            stage="extract",
+            settings=embedding_settings(config, pixels="source"),
+            revision=stage_module.REVISION,
+            inputs={"faces": plan.versions.faces.fingerprint},
+        )
+
+
+def retry_failed(context: JobContext, plan: ExtractPlan) -> int:
+    """Undo the parts that hold images with a transient status: downstream first, then images, then the siblings."""
+    lake = context.lake
+    siblings = [plan.versions.faces, plan.versions.crops]
+    downstream = [info.version for info in lake.versions() if info.version.table == "embeddings"]
+    count = 0
+    for part in plan.done.parts():
+        counters = sum_counters(lake, plan.versions.images, [part])
+        if not any(counters.get(f"status.{status}") for status in _TRANSIENT):
+            continue
+        for version in [*downstream, plan.versions.images, *siblings]:
+            path = version.part_path(part)
+            if lake.store.exists(path):
+                lake.store.delete(path)
+        count += 1
+    context.reporter.say(f"{count} parts with {', '.join(_TRANSIENT)} images will run again")
+    return count
+
+
+def _to_do(lake: Lake, done: DoneParts) -> Iterator[SourcePart]:
+    return (part for part in planned_parts(lake) if part.key not in done)
+
+
+def _stage_settings(context: JobContext) -> ExtractSettings:
+    c = context.config.extract
+    return ExtractSettings(
+        detector=c.detector,
+        landmarker=c.landmarker,
+        embedder=c.embedder,
+        min_face_px=c.min_face_px,
+        precision=c.arithmetic,
+        max_bytes=c.max_bytes,
+        max_pixels=c.max_pixels,
+        device=context.device,
+        micro_batch=c.micro_batch,
+        embed_batch=c.embed_batch,
+        decode_threads=c.decode_threads,
+        plugins=c.plugins,
+    )
+
+
+def _account(lake: Lake, plan: ExtractPlan, summary: StageSummary) -> None:
+    """Check that planned members are rows of images, and sum the counters of the whole table.
+
+    Raises:
+        CorruptError: rows are missing or too many, which no sequence of kills and resumes can cause.
+    """
+    images = plan.versions.images
+    planned, rows = planned_rows(lake), count_rows(lake, images)
+    if planned != rows:
+        raise CorruptError(
+            f"{images.folder} has {rows} rows where {planned} were planned: run `facescale lake verify {lake.uri}`"
+        )
+    summary.counters = sum_counters(lake, images)

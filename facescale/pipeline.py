@@ -1,0 +1,218 @@
+"""READ FIRST: the stages in data order, the tables each reads and writes, and `run_job`, which every entry point calls.
+
+    SRC ─► plan ─► extract ─► index ─► search
+            │        │  └─► embed (another model, from the stored crops)
+         sources   images, faces, crops, embeddings            labels ◄─ label (claims on images)
+
+A job is one command: `facescale extract SRC LAKE`, or on a cluster `ray job submit … -- python -m jobs.extract …`.
+A job reads tables and writes tables; nothing else passes between jobs. Running a job again resumes it.
+The drivers (facescale.driver) do the work of one job each; the engine maps their parts through Ray actors.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from facescale.config.job import JobConfig
+from facescale.config.load import load_config
+from facescale.errors import EXIT_DONE, EXIT_TOO_MANY_FAILURES, FacescaleError, UsageError
+
+if TYPE_CHECKING:
+    from facescale.driver.context import JobContext, JobSummary, Reporter, StageSummary
+
+
+@dataclass(frozen=True)
+class StageInfo:
+    """One stage of the main job, for `describe` and the documentation."""
+
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    does: str
+
+
+STAGES = (
+    StageInfo("plan", ("SRC",), ("sources",), "list the source, freeze it into shards and parts"),
+    StageInfo(
+        "extract",
+        ("sources",),
+        ("images", "faces", "crops", "embeddings"),
+        "read, decode, hash, detect, align, cut out, embed",
+    ),
+    StageInfo("embed", ("faces", "crops"), ("embeddings",), "another embedder over the stored crops"),
+    StageInfo("label", ("sources",), ("labels",), "claims on images: folder names, files, tar members"),
+    StageInfo("index", ("embeddings",), ("index",), "FAISS or hnswlib shards, with recall measured"),
+    StageInfo("search", ("index", "embeddings", "faces", "images", "labels"), (), "nearest faces of a query"),
+)
+
+
+def describe() -> str:
+    """The stages in data order, one line each."""
+    lines = []
+    for stage in STAGES:
+        arrow = f"{', '.join(stage.reads)} → {', '.join(stage.writes) or 'table on screen, Parquet'}"
+        lines.append(f"{stage.name:8} {arrow:48} {stage.does}")
+    return "\n".join(lines)
+
+
+def _extract(context: JobContext) -> list[StageSummary]:
+    from facescale.driver.extract import run_extract
+    from facescale.driver.label import run_label
+
+    stages = run_extract(context)
+    if context.config.labels.source is not None:
+        stages.append(run_label(context))
+    return stages
+
+
+def _embed(context: JobContext) -> list[StageSummary]:
+    from facescale.driver.embed import run_embed
+
+    return [run_embed(context)]
+
+
+def _index(context: JobContext) -> list[StageSummary]:
+    from facescale.driver.index import run_index
+
+    return [run_index(context)]
+
+
+def _run(context: JobContext) -> list[StageSummary]:
+    stages = _extract(context)
+    if not any(stage.left_over for stage in stages):
+        stages += _index(context)
+    return stages
+
+
+JOBS: Mapping[str, Callable[[JobContext], list[StageSummary]]] = {
+    "run": _run,
+    "extract": _extract,
+    "embed": _embed,
+    "index": _index,
+}
+"""Jobs by name: what `facescale NAME` and `python -m jobs.NAME` run."""
+
+NEEDS_SOURCE = ("run", "extract")
+
+
+def run_job(job: str, config: JobConfig, reporter: Reporter | None = None) -> JobSummary:
+    """Run one job to its end, or as far as it gets.
+
+    Args:
+        job: a key of JOBS.
+        config: the job's configuration; `src` is needed by run and extract.
+        reporter: where progress goes; None is silent.
+
+    Returns:
+        What was done; its `exit_code` is 0, 3 (too many images failed) or 4 (parts are left over).
+
+    Raises:
+        FacescaleError: the job could not be done; its `exit_code` says of which kind.
+    """
+    from facescale.driver.context import JobContext, JobSummary, SilentReporter, exit_code_of
+    from facescale.lake.lake import Lake
+
+    if job not in JOBS:
+        raise UsageError(f"no job {job!r}; there are {', '.join(JOBS)}")
+    if job in NEEDS_SOURCE and config.src is None:
+        raise UsageError(f"{job} needs a source: a folder, a tar, a Parquet file or a URL")
+    start = time.monotonic()
+    lake = _open_for_extract(config) if job in NEEDS_SOURCE else Lake.open(config.lake)
+    lake.store.clean_temporaries()
+    summary = JobSummary(job, lake.uri)
+    with JobContext(config, lake, reporter or SilentReporter()) as context:
+        summary.stages = JOBS[job](context)
+    summary.exit_code = exit_code_of(summary.stages)
+    if summary.exit_code == EXIT_DONE and (note := _too_many_failures(summary, config.max_failures)):
+        summary.stages[0].notes.append(note)
+        summary.exit_code = EXIT_TOO_MANY_FAILURES
+    summary.seconds = time.monotonic() - start
+    return summary
+
+
+@dataclass
+class PlannedStage:
+    """One line of a dry run."""
+
+    stage: str
+    tables: list[str]
+    parts: int
+    parts_done: int
+    bytes: int
+    note: str = ""
+
+
+@dataclass
+class DryRun:
+    """What a job would do. Bytes are estimates where nothing is written yet."""
+
+    job: str
+    lake: str
+    images: int
+    stages: list[PlannedStage] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+def dry_run(job: str, config: JobConfig) -> DryRun:
+    """Plan a job and write nothing: stages, tables, parts, bytes."""
+    from facescale.driver.dry_run import plan_job
+
+    return plan_job(job, config)
+
+
+def _open_for_extract(config: JobConfig) -> Any:
+    """Open the lake, or make it once the source is known to hold something: a typo must leave nothing behind."""
+    from facescale.lake.lake import Lake
+    from facescale.sources.plan import check_source
+
+    assert config.src is not None
+    check_source(config.src)
+    return Lake.open_or_create(config.lake)
+
+
+def _too_many_failures(summary: JobSummary, limit: float) -> str | None:
+    counters = summary.stages[0].counters
+    images = counters.get("images", 0)
+    good = counters.get("status.ok", 0) + counters.get("status.too_many_faces", 0)
+    if images == 0 or (images - good) / images <= limit:
+        return None
+    return (
+        f"{images - good:,} of {images:,} images failed, more than --max-failures {limit:g} allows: see the "
+        f"status and detail columns of {summary.lake}/images"
+    )
+
+
+def job_main(job: str, argv: Sequence[str]) -> int:
+    """Entry point of `python -m jobs.NAME`: configuration from a file and KEY=VALUE pairs; prints a summary as JSON.
+
+    Args:
+        job: a key of JOBS.
+        argv: `--config FILE` and `--set section.key=value`, any number of times.
+
+    Returns:
+        The exit code.
+    """
+    import argparse
+    import sys
+
+    from facescale.console import make_console, print_json
+
+    parser = argparse.ArgumentParser(prog=f"python -m jobs.{job}", description=f"facescale {job} as a Ray job")
+    parser.add_argument("--config", help="YAML file with the job's configuration")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. lake=s3://bucket/lake"
+    )
+    arguments = parser.parse_args(argv)
+    pairs = [item.partition("=") for item in arguments.set]
+    _, reporter = make_console(json_output=True)
+    try:
+        overrides = {key: value for key, _, value in pairs}
+        summary = run_job(job, load_config(JobConfig, file=arguments.config, overrides=overrides), reporter)
+    except FacescaleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print_json(summary)
+    return summary.exit_code
