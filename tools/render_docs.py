@@ -32,8 +32,8 @@ Every Parquet file carries these descriptions and units in its field metadata, a
 version beside them.
 
 Pixel coordinates are those of the full-size image after its EXIF orientation: x right, y down, pixel centers
-at .5. Ids are 64-bit integers that say where a thing is: 23 bits of shard, 32 of row, 8 of ordinal. Ordinal 0 is
-the image, 1 to 255 are its faces by descending score; so `face_id - face_id % 256` is the `image_id`.
+at .5. Ids are 64-bit integers that say where a thing is: 23 bits of shard, 32 of row, 8 of ordinal. Ordinal 0
+is the image, 1 to 255 are its faces by descending score; so `face_id - face_id % 256` is the `image_id`.
 """
 
 CONFIGURATION_HEAD = """\
