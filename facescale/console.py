@@ -135,7 +135,9 @@ def print_summary(console: Console, summary: JobSummary) -> None:
     rows = []
     for stage in summary.stages:
         found = ", ".join(
-            f"{value:,} {name}" for name, value in stage.counters.items() if "." not in name and name != "bytes"
+            f"{value:,} {name}"
+            for name, value in stage.counters.items()
+            if "." not in name and name != "bytes"
         )
         rows.append((stage.stage, stage.parts_run, stage.parts_kept, f"{stage.seconds:,.1f}", found))
     print_table(console, ["stage", "parts run", "parts kept", "seconds", "holds"], rows, title=summary.job)

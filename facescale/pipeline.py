@@ -200,7 +200,9 @@ def job_main(job: str, argv: Sequence[str]) -> int:
 
     from facescale.console import make_console, print_json
 
-    parser = argparse.ArgumentParser(prog=f"python -m jobs.{job}", description=f"facescale {job} as a Ray job")
+    parser = argparse.ArgumentParser(
+        prog=f"python -m jobs.{job}", description=f"facescale {job} as a Ray job"
+    )
     parser.add_argument("--config", help="YAML file with the job's configuration")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. lake=s3://bucket/lake"

@@ -59,7 +59,9 @@ def run_embed(context: JobContext) -> StageSummary:
     import_plugins(config.plugins)
     faces, crops, images = lake.current("faces"), lake.current("crops"), lake.current("images")
     if faces is None or crops is None or images is None:
-        raise UsageError(f"{lake.uri} has no finished faces yet: run `facescale extract SRC {lake.uri}` first")
+        raise UsageError(
+            f"{lake.uri} has no finished faces yet: run `facescale extract SRC {lake.uri}` first"
+        )
     _check_scheme(lake, faces, config.embedder)
     output = embedding_version(lake, config, faces=faces, pixels="crops")
     lake.write_version(

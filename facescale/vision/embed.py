@@ -73,9 +73,7 @@ class EmbedStage:
         s = self.settings
         for module in s.plugins:
             importlib.import_module(module)
-        self.embedder = load_embedder(
-            s.embedder, device=s.device, precision=s.precision, batch=s.embed_batch
-        )
+        self.embedder = load_embedder(s.embedder, device=s.device, precision=s.precision, batch=s.embed_batch)
         self.pool = ThreadPoolExecutor(s.decode_threads, thread_name_prefix="decode")
 
     def process(self, part: PartKey, guard: Guard) -> StageResult:
@@ -112,6 +110,4 @@ class EmbedStage:
         images = list(self.pool.map(decode_jpeg, crops["jpeg"].to_pylist()))
         landmarks = faces["landmarks"].combine_chunks().flatten().to_numpy().reshape(len(faces), -1, 2)
         matrices = crops["matrix"].combine_chunks().flatten().to_numpy().reshape(-1, 2, 3)
-        return self.embedder.embed(
-            chips_from_crops(images, matrices, landmarks, self.embedder.card.template)
-        )
+        return self.embedder.embed(chips_from_crops(images, matrices, landmarks, self.embedder.card.template))

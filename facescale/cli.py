@@ -1,0 +1,268 @@
+"""The command line: parses, calls, prints. No logic lives here.
+
+Every command has --json for a machine-readable answer on standard output; jobs take --config FILE with flags on top.
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 too many inputs failed, 4 incomplete, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from facescale.cli_options import (
+    AcceptChanges,
+    Address,
+    Backend,
+    ConfigFile,
+    Detector,
+    Device,
+    DryRunFlag,
+    Embedder,
+    GpusPerWorker,
+    JsonFlag,
+    LabelColumn,
+    Labels,
+    LakeArg,
+    Landmarker,
+    MaxFailures,
+    MemoryGib,
+    MinFace,
+    PartRows,
+    PathColumn,
+    Plugin,
+    Precision,
+    Recall,
+    RetryFailed,
+    Src,
+    Threads,
+    Verbose,
+    Workers,
+    set_up_logging,
+)
+from facescale.cli_tools import register
+from facescale.errors import EXIT_DONE, EXIT_FAILED, EXIT_INCOMPLETE, EXIT_INTERRUPTED, FacescaleError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+app = typer.Typer(
+    name="facescale",
+    help="Turn a crawl of web images into a clean, deduplicated, searchable face data set.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+register(app)
+
+
+@app.command()
+def run(
+    src: Src,
+    lake: LakeArg,
+    config: ConfigFile = None,
+    detector: Detector = None,
+    landmarker: Landmarker = None,
+    embedder: Embedder = None,
+    min_face_px: MinFace = None,
+    precision: Precision = None,
+    labels: Labels = None,
+    label_column: LabelColumn = None,
+    path_column: PathColumn = None,
+    max_failures: MaxFailures = None,
+    accept_changes: AcceptChanges = False,
+    retry_failed: RetryFailed = False,
+    part_rows: PartRows = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    device: Device = None,
+    gpus_per_worker: GpusPerWorker = None,
+    address: Address = None,
+    plugin: Plugin = None,
+    backend: Backend = None,
+    recall: Recall = None,
+    memory_gib: MemoryGib = None,
+    dry_run: DryRunFlag = False,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run every stage, in order: extract, labels, index. Running it again resumes it."""
+    overrides = _overrides(locals()) | {
+        "index.embedder": embedder,
+        "index.backend": backend,
+        "index.recall": recall,
+        "index.memory_gib": memory_gib,
+    }
+    _job("run", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
+
+
+@app.command()
+def extract(
+    src: Src,
+    lake: LakeArg,
+    config: ConfigFile = None,
+    detector: Detector = None,
+    landmarker: Landmarker = None,
+    embedder: Embedder = None,
+    min_face_px: MinFace = None,
+    precision: Precision = None,
+    labels: Labels = None,
+    label_column: LabelColumn = None,
+    path_column: PathColumn = None,
+    max_failures: MaxFailures = None,
+    accept_changes: AcceptChanges = False,
+    retry_failed: RetryFailed = False,
+    part_rows: PartRows = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    device: Device = None,
+    gpus_per_worker: GpusPerWorker = None,
+    address: Address = None,
+    plugin: Plugin = None,
+    dry_run: DryRunFlag = False,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Read images, detect, align and embed their faces: images, faces, crops and embeddings."""
+    _job("extract", config, _overrides(locals()), dry_run=dry_run, json_output=json_output, verbose=verbose)
+
+
+@app.command()
+def embed(
+    lake: LakeArg,
+    embedder: Embedder = None,
+    config: ConfigFile = None,
+    precision: Precision = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    device: Device = None,
+    gpus_per_worker: GpusPerWorker = None,
+    address: Address = None,
+    plugin: Plugin = None,
+    dry_run: DryRunFlag = False,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Embed the stored crops with another model; nothing is detected again."""
+    _job("embed", config, _overrides(locals()), dry_run=dry_run, json_output=json_output, verbose=verbose)
+
+
+@app.command()
+def index(
+    lake: LakeArg,
+    embedder: Embedder = None,
+    config: ConfigFile = None,
+    backend: Backend = None,
+    recall: Recall = None,
+    memory_gib: MemoryGib = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    address: Address = None,
+    dry_run: DryRunFlag = False,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Build the index over one embedder's faces, and measure its recall."""
+    overrides = {
+        "lake": lake,
+        "index.embedder": embedder,
+        "index.backend": backend,
+        "index.recall": recall,
+        "index.memory_gib": memory_gib,
+        "engine.workers": workers,
+        "engine.threads": threads,
+        "engine.address": address,
+    }
+    _job("index", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
+
+
+_PATHS = {
+    "extract": (
+        "detector landmarker embedder min_face_px precision part_rows max_bytes max_pixels decode_threads"
+    ),
+    "engine": "workers threads device gpus_per_worker address",
+}
+
+
+def _overrides(flags: dict[str, Any]) -> dict[str, Any]:
+    """Flags of a job command → dotted configuration paths."""
+    values = {
+        f"{section}.{name}": flags[name]
+        for section, names in _PATHS.items()
+        for name in names.split()
+        if name in flags
+    }
+    for name in ("src", "lake", "max_failures"):
+        values[name] = flags.get(name)
+    for name in ("accept_changes", "retry_failed"):
+        values[name] = flags.get(name) or None
+    values["extract.plugins"] = tuple(flags["plugin"]) if flags.get("plugin") else None
+    values["labels.source"] = flags.get("labels")
+    values["labels.column"] = flags.get("label_column")
+    values["labels.path_column"] = flags.get("path_column")
+    return values
+
+
+def _job(
+    job: str,
+    config_file: str | None,
+    overrides: dict[str, Any],
+    *,
+    dry_run: bool,
+    json_output: bool,
+    verbose: bool,
+) -> None:
+    from facescale import console, pipeline
+    from facescale.config.job import JobConfig
+    from facescale.config.load import load_config
+
+    set_up_logging(verbose)
+    config = load_config(JobConfig, file=config_file, overrides=overrides)
+    out, reporter = console.make_console(json_output=json_output)
+    if dry_run:
+        plan = pipeline.dry_run(job, config)
+        console.print_json(plan) if json_output else console.print_plan(out, plan)
+        return
+    try:
+        summary = pipeline.run_job(job, config, reporter)
+    except KeyboardInterrupt:
+        reporter.finish()
+        reporter.say(f"stopped; finished parts are kept. To resume, run the same command again ({job})")
+        raise
+    console.print_json(summary) if json_output else console.print_summary(out, summary)
+    raise typer.Exit(summary.exit_code)
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    """A preempted job is incomplete, not failed: resubmitting it helps."""
+    raise SystemExit(EXIT_INCOMPLETE)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the `facescale` command; turns every outcome into its exit code."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        code = app(args=argv, standalone_mode=False)
+    except FacescaleError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = EXIT_DONE
+    except Exception as error:
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's usage errors
+            print(f"error: {error.format_message()}", file=sys.stderr)
+            code = error.exit_code
+        else:
+            logging.getLogger("facescale").debug("unexpected error", exc_info=True)
+            print(f"error: {type(error).__name__}: {error} (run with -v for details)", file=sys.stderr)
+            code = EXIT_FAILED
+    sys.exit(code if isinstance(code, int) else EXIT_DONE)

@@ -1,0 +1,47 @@
+"""Arguments and options that commands share, and the one place that sets up logging."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated
+
+import typer
+
+Src = Annotated[str, typer.Argument(help="Folder, tar or Parquet file of images, or an fsspec URL.")]
+LakeArg = Annotated[str, typer.Argument(metavar="LAKE", help="Root of the lake: a folder or an fsspec URL.")]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file; flags override it.")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens, with times.")]
+DryRunFlag = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
+
+Detector = Annotated[str | None, typer.Option(help="Face detector, by registry name.")]
+Landmarker = Annotated[str | None, typer.Option(help="Landmark model, by registry name.")]
+Embedder = Annotated[str | None, typer.Option(help="Embedder, by registry name.")]
+MinFace = Annotated[int | None, typer.Option("--min-face-px", help="Side of the smallest face, px.")]
+Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
+Labels = Annotated[str | None, typer.Option(help="'folder', or a CSV or Parquet file keyed by path.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels file that holds the label.")]
+PathColumn = Annotated[str | None, typer.Option(help="Column of the labels file that holds the path.")]
+MaxFailures = Annotated[float | None, typer.Option(help="Share of failed images above which the code is 3.")]
+AcceptChanges = Annotated[bool, typer.Option(help="Let changed and vanished input supersede the old rows.")]
+RetryFailed = Annotated[bool, typer.Option(help="Rerun parts that hold images with a transient status.")]
+PartRows = Annotated[int | None, typer.Option(help="Rows of a part for new input: a power of two.")]
+Workers = Annotated[int | None, typer.Option(help="Worker processes; 0 runs in this process without Ray.")]
+Threads = Annotated[int | None, typer.Option(help="Threads in each worker.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.")]
+GpusPerWorker = Annotated[float | None, typer.Option(help="Share of a GPU for each worker.")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to join; else RAY_ADDRESS, else Ray starts here.")
+]
+Plugin = Annotated[list[str] | None, typer.Option(help="Module that registers further models; repeatable.")]
+Backend = Annotated[str | None, typer.Option(help="faiss or hnswlib.")]
+Recall = Annotated[float | None, typer.Option(help="Wanted recall of the index, 0..1.")]
+MemoryGib = Annotated[float | None, typer.Option(help="Memory the index may take when searched, GiB.")]
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Log warnings, or with -v what happens, to standard error with times."""
+    level = logging.DEBUG if verbose else logging.WARNING
+    logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("facescale").setLevel(level)
