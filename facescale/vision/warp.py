@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 # dlib truncates doubles. Added first, this keeps float32 noise from pushing whole values down by one.
-_ROUNDING = np.float32(2e-4)
+_ROUNDING = np.float32(1e-4)
 
 
 @dataclass(frozen=True, eq=False)
