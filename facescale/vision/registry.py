@@ -34,19 +34,25 @@ class DetectorFactory(Protocol):
         precision: str,
         min_face_px: int,
         max_batch_pixels: int | None,
-    ) -> Detector: ...
+    ) -> Detector:
+        """Build the detector of `card`."""
+        ...
 
 
 class LandmarkerFactory(Protocol):
     """Builds a landmarker."""
 
-    def __call__(self, card: ModelCard, *, device: torch.device) -> Landmarker: ...
+    def __call__(self, card: ModelCard, *, device: torch.device) -> Landmarker:
+        """Build the landmarker of `card`."""
+        ...
 
 
 class EmbedderFactory(Protocol):
     """Builds an embedder that runs `batch` chips at a time."""
 
-    def __call__(self, card: ModelCard, *, device: torch.device, precision: str, batch: int) -> Embedder: ...
+    def __call__(self, card: ModelCard, *, device: torch.device, precision: str, batch: int) -> Embedder:
+        """Build the embedder of `card`."""
+        ...
 
 
 def load_detector(
@@ -93,7 +99,7 @@ def load_landmarker(name: str, *, device: str = "cpu") -> Landmarker:
 def load_embedder(
     name: str, *, device: str = "cpu", precision: str = "fp32", batch: int = DEFAULT_EMBED_BATCH
 ) -> Embedder:
-    """Load an embedder that runs `batch` chips at a time; other arguments and errors as for `load_detector`."""
+    """Load an embedder that runs `batch` chips at a time; the rest is as for `load_detector`."""
     card = find_card(name, "embedder")
     if batch < 1:
         raise UsageError(f"batch: expected a whole number of chips from 1, got {batch}")
