@@ -1,35 +1,20 @@
-"""The two kinds of storage under a Store: a local folder, and anything else that fsspec reaches.
+"""What a Store needs of a storage system: the two protocols that LocalBackend and FsspecBackend fulfil.
 
-Relative paths and bytes come in, files come out, atomically: a file is either whole under its final name or not
-there. A local file is written below _tmp/, synced and renamed; an object store takes one PUT. Called by store only,
-which also translates the errors.
+Relative paths and bytes come in, files come out, atomically: a file is either whole under its final name or
+not there. Failures are raised as the system gives them; store translates them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import io
-import os
-import shutil
-import socket
-import uuid
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
-
-import fsspec
-import psutil
-import pyarrow as pa
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import pyarrow as pa
 
 TEMPORARY = "_tmp"
-
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
-# Temporary folders of this process that are in use: its own process id alone cannot tell them from those that an
-# earlier process of the same number left, which is common in containers.
-_live: set[str] = set()
 
 
 class Batch(Protocol):
@@ -54,337 +39,50 @@ class Batch(Protocol):
 class Backend(Protocol):
     """What a Store needs of a storage system. Paths are relative to the root, with forward slashes."""
 
-    def exists(self, path: str) -> bool: ...
-    def size(self, path: str) -> int: ...
-    def read_bytes(self, path: str) -> bytes: ...
-    def open(self, path: str) -> IO[bytes]: ...
-    def parquet_source(self, path: str) -> Any: ...
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]: ...
-    def batch(self) -> Batch: ...
-    def publish_local_file(self, path: str, local_path: Path) -> None: ...
-    def temporary_folder(self) -> Path | None: ...
-    def delete(self, path: str) -> None: ...
-    def delete_tree(self, path: str) -> None: ...
-    def clean_temporaries(self) -> int: ...
-
-
-class LocalBackend:
-    """A folder of this machine, or of a network file system mounted on it.
-
-    Args:
-        root: absolute path; created with the first file.
-    """
-
-    def __init__(self, root: str) -> None:
-        self.root = Path(root)
-
     def exists(self, path: str) -> bool:
         """Whether a file of that name is there."""
-        return (self.root / path).is_file()
+        ...
 
     def size(self, path: str) -> int:
         """Bytes of a file."""
-        return (self.root / path).stat().st_size
+        ...
 
     def read_bytes(self, path: str) -> bytes:
         """The whole file."""
-        return (self.root / path).read_bytes()
+        ...
 
     def open(self, path: str) -> IO[bytes]:
-        """A seekable file object."""
-        return (self.root / path).open("rb")
+        """A seekable file object of one's own."""
+        ...
 
     def parquet_source(self, path: str) -> Any:
-        """What pyarrow opens without going through Python for each read."""
-        return pa.OSFile(str(self.root / path), "rb")
+        """What pyarrow opens a Parquet file from; has a `close`."""
+        ...
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Files below a folder, folder by folder in order of names; one folder's names are held at a time."""
-        yield from _walk(self.root / prefix, prefix)
+        """(path, bytes) of all files below a folder."""
+        ...
 
-    def batch(self) -> LocalBatch:
+    def batch(self) -> Batch:
         """A new empty batch."""
-        return LocalBatch(self.root)
+        ...
 
     def publish_local_file(self, path: str, local_path: Path) -> None:
-        """Move a finished file into place; copied first when it lies on another file system."""
-        batch = LocalBatch(self.root)
-        try:
-            staged = batch.reserve(path)
-            shutil.move(str(local_path), staged)
-            _sync(staged)
-            batch.publish()
-        finally:
-            batch.discard()
+        """Make a finished local file appear as `path`; consumes it."""
+        ...
 
-    def temporary_folder(self) -> Path:
-        """A fresh folder on the lake's own file system, so that moving a file out of it is a rename."""
-        folder = LocalBatch(self.root).folder
-        _make_folders(folder)
-        return folder
-
-    @staticmethod
-    def release(folder: Path) -> None:
-        """Remove a folder that `temporary_folder` gave."""
-        shutil.rmtree(folder, ignore_errors=True)
-        _live.discard(folder.name)
+    def temporary_folder(self) -> Path | None:
+        """A fresh folder from which publishing is a rename; None where there can be none."""
+        ...
 
     def delete(self, path: str) -> None:
         """Remove a file."""
-        (self.root / path).unlink()
+        ...
 
     def delete_tree(self, path: str) -> None:
-        """Remove a folder and all below it; a folder that is not there is no error."""
-        with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(self.root / path)
+        """Remove a folder and all below it."""
+        ...
 
     def clean_temporaries(self) -> int:
-        """Remove temporary folders that processes of this host left when they died; returns how many."""
-        removed = 0
-        with contextlib.suppress(FileNotFoundError):
-            for entry in sorted(os.scandir(self.root / TEMPORARY), key=lambda e: e.name):
-                if entry.is_dir() and _is_stale(entry):
-                    shutil.rmtree(entry.path, ignore_errors=True)
-                    removed += 1
-        return removed
-
-
-class LocalBatch:
-    """Files below _tmp/<host>-<pid>-<uuid>/ until they are renamed."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.name = f"{_host()}-{os.getpid()}-{uuid.uuid4().hex}"
-        self.folder = root / TEMPORARY / self.name
-        self.files: list[tuple[Path, Path]] = []
-        _live.add(self.name)
-
-    def reserve(self, path: str) -> Path:
-        """A temporary name for a file that will be published as `path`."""
-        _make_folders(self.folder)
-        staged = self.folder / str(len(self.files))
-        self.files.append((staged, self.root / path))
-        return staged
-
-    def add(self, path: str, write: Callable[[pa.NativeFile], None]) -> int:
-        """Write and sync one file; returns its size in bytes."""
-        staged = self.reserve(path)
-        with pa.OSFile(str(staged), "wb") as sink:
-            write(sink)
-        _sync(staged)
-        return staged.stat().st_size
-
-    def publish(self, *, if_absent: bool = False) -> bool:
-        """Rename in order, syncing each folder before the next rename, so that no crash can reorder them."""
-        # Folders first: making one can fail for lack of space, and then no file has moved yet.
-        for folder in dict.fromkeys(final.parent for _, final in self.files):
-            _make_folders(folder)
-        if if_absent:
-            ((staged, final),) = self.files
-            if not _link_if_absent(staged, final):
-                return False
-            _sync(final.parent)
-            return True
-        for staged, final in self.files:
-            os.replace(staged, final)
-            _sync(final.parent)
-        return True
-
-    def discard(self) -> None:
-        """Remove the temporary folder and whatever is still in it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        _live.discard(self.name)
-
-
-class FsspecBackend:
-    """An object store (s3, gs) or memory://, as fsspec shows it.
-
-    Args:
-        uri: root; options come from the environment (AWS_*, GOOGLE_APPLICATION_CREDENTIALS, FSSPEC_*).
-    """
-
-    def __init__(self, uri: str) -> None:
-        # Listings must show what other machines wrote a second ago.
-        self.fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False)
-        self.root = str(root).rstrip("/")
-        self.in_memory = _protocol(self.fs) == "memory"
-
-    def exists(self, path: str) -> bool:
-        """Whether a file of that name is there."""
-        return bool(self.fs.isfile(self._full(path)))
-
-    def size(self, path: str) -> int:
-        """Bytes of a file."""
-        return int(self.fs.info(self._full(path))["size"])
-
-    def read_bytes(self, path: str) -> bytes:
-        """The whole file, in one GET."""
-        return bytes(self.fs.cat_file(self._full(path)))
-
-    def open(self, path: str) -> IO[bytes]:
-        """A seekable file object of one's own (fsspec's memory files are shared between their readers)."""
-        if self.in_memory:
-            return io.BytesIO(self.read_bytes(path))
-        file: IO[bytes] = self.fs.open(self._full(path), "rb")
-        return file
-
-    def parquet_source(self, path: str) -> Any:
-        """What pyarrow reads; it coalesces its own ranges, so fsspec must not read ahead as well."""
-        if self.in_memory:
-            return pa.BufferReader(self.read_bytes(path))
-        return self.fs.open(self._full(path), "rb", cache_type="none")
-
-    def list(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Files below a prefix from one recursive listing (a paginated LIST), held while it is consumed."""
-        try:
-            found = self.fs.find(self._full(prefix), detail=True)
-        except FileNotFoundError:
-            return
-        skip = len(self.root) + 1
-        for name in sorted(found):
-            if found[name]["type"] == "file":
-                yield name[skip:], int(found[name]["size"])
-
-    def batch(self) -> FsspecBatch:
-        """A new empty batch."""
-        return FsspecBatch(self)
-
-    def publish_local_file(self, path: str, local_path: Path) -> None:
-        """Upload a finished local file, then remove it."""
-        if self.in_memory:
-            self.fs.pipe_file(self._full(path), local_path.read_bytes())
-        else:
-            self.fs.put_file(str(local_path), self._full(path))
-        local_path.unlink()
-
-    def temporary_folder(self) -> None:
-        """None: there is nothing that is both local and part of the lake."""
-        return
-
-    def delete(self, path: str) -> None:
-        """Remove a file."""
-        self.fs.rm_file(self._full(path))
-
-    def delete_tree(self, path: str) -> None:
-        """Remove all below a prefix; nothing there is no error."""
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.rm(self._full(path), recursive=True)
-
-    def clean_temporaries(self) -> int:
-        """0: an object appears whole or not at all."""
-        return 0
-
-    def put(self, path: str, data: bytes, *, if_absent: bool) -> bool:
-        """One PUT; with `if_absent` a conditional one. False when the object was there already."""
-        if not if_absent:
-            self.fs.pipe_file(self._full(path), data)
-            return True
-        if self.exists(path):
-            return False
-        try:
-            self.fs.pipe_file(self._full(path), data, mode="create")
-        except FileExistsError:
-            return False
-        return True
-
-    def _full(self, path: str) -> str:
-        return f"{self.root}/{path}" if path else self.root
-
-
-class FsspecBatch:
-    """Files held in memory until they are put, one PUT each."""
-
-    def __init__(self, backend: FsspecBackend) -> None:
-        self.backend = backend
-        self.files: list[tuple[str, bytes]] = []
-
-    def add(self, path: str, write: Callable[[pa.NativeFile], None]) -> int:
-        """Serialize one file; returns its size in bytes."""
-        sink = pa.BufferOutputStream()
-        write(sink)
-        data = sink.getvalue().to_pybytes()
-        self.files.append((path, data))
-        return len(data)
-
-    def publish(self, *, if_absent: bool = False) -> bool:
-        """Put the files in order; with `if_absent`, False when the file was there already."""
-        return all([self.backend.put(path, data, if_absent=if_absent) for path, data in self.files])
-
-    def discard(self) -> None:
-        """Let go of the buffers."""
-        self.files.clear()
-
-
-def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int]]:
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for entry in entries:
-        path = f"{prefix}/{entry.name}" if prefix else entry.name
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(folder / entry.name, path)
-        else:
-            # A file may be renamed or deleted between the listing and here; then it is not there.
-            with contextlib.suppress(FileNotFoundError):
-                yield path, entry.stat().st_size
-
-
-def _sync(path: Path) -> None:
-    """Make a file's data, or a folder's entries, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _make_folders(folder: Path) -> None:
-    """Create a folder and its parents, each entry synced, so that a synced file in it can be found again."""
-    missing = []
-    while not folder.is_dir():
-        missing.append(folder)
-        folder = folder.parent
-    for path in reversed(missing):
-        path.mkdir(exist_ok=True)
-        _sync(path.parent)
-
-
-def _link_if_absent(staged: Path, final: Path) -> bool:
-    """Give a file its final name unless that is taken: a hard link is the one step that refuses atomically."""
-    try:
-        os.link(staged, final)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        # A file system without hard links (FAT, some FUSE mounts): two planners in the same instant could both
-        # pass this test; everything else is still atomic.
-        if final.exists():
-            return False
-        os.replace(staged, final)
-    return True
-
-
-def _is_stale(entry: os.DirEntry[str]) -> bool:
-    """Whether a temporary folder belongs to a process of this host that is gone."""
-    host, _, rest = entry.name.rpartition("-")[0].rpartition("-")
-    if host != _host() or not rest.isdigit() or entry.name in _live:
-        return False
-    pid = int(rest)
-    if pid == os.getpid():
-        return True
-    try:
-        # A younger process that was given the same number is not the owner.
-        return psutil.Process(pid).create_time() > entry.stat().st_mtime + 1.0
-    except psutil.NoSuchProcess:
-        return True
-
-
-def _host() -> str:
-    return socket.gethostname().replace("/", "_") or "host"
-
-
-def _protocol(fs: Any) -> str:
-    return str(fs.protocol if isinstance(fs.protocol, str) else fs.protocol[0])
+        """Remove what dead processes left; returns how many folders."""
+        ...

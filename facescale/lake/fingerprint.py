@@ -1,7 +1,7 @@
 """Fingerprints name table versions: what made a table goes in, 12 hex digits go out.
 
-Called at planning, once per table; the digits name the version's folder, so changed settings make a new folder
-beside the old one instead of silently reusing it.
+Called at planning, once per table; the digits name the version's folder, so changed settings make a new
+folder beside the old one instead of silently reusing it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from facescale.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from facescale.lake.parts import PartKey
 
 FINGERPRINT_HEX = 12
 
@@ -30,8 +32,8 @@ def fingerprint(stage: str, settings: Mapping[str, Any], revision: int, inputs: 
         inputs: fingerprint (or digest) of each input, by name.
 
     Returns:
-        The first 12 hex digits of the SHA-256 of the canonical JSON: 48 bits, so among 1,000 versions of a lake a
-        collision has a chance of 2e-9.
+        The first 12 hex digits of the SHA-256 of the canonical JSON: 48 bits, so among 1,000 versions of a
+        lake a collision has a chance of 2e-9.
 
     Raises:
         DataError: a value is no JSON value (or NaN or infinite), which could not be compared across runs.
@@ -41,16 +43,17 @@ def fingerprint(stage: str, settings: Mapping[str, Any], revision: int, inputs: 
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_HEX]
 
 
-def parts_digest(parts: Iterable[tuple[int, int]]) -> str:
+def parts_digest(parts: Iterable[tuple[int, int] | PartKey]) -> str:
     """Digest of a set of parts, for stages whose result depends on all of them (index, clusters).
 
     Args:
-        parts: (shard, first row) pairs in any order; repeats count once.
+        parts: (shard, first row) pairs or part keys, in any order; repeats count once.
 
     Returns:
         12 hex digits; they change when a part is added or removed.
     """
-    text = ";".join(f"{int(shard)},{int(row)}" for shard, row in sorted(set(parts)))
+    pairs = {(p[0], p[1]) if isinstance(p, tuple) else (p.shard, p.first_row) for p in parts}
+    text = ";".join(f"{int(shard)},{int(row)}" for shard, row in sorted(pairs))
     return hashlib.sha256(text.encode()).hexdigest()[:FINGERPRINT_HEX]
 
 

@@ -1,8 +1,8 @@
 """Ids say where a thing is: int64 = 23 bits of shard, 32 of row, 8 of ordinal.
 
 Shards, rows and ordinals come in (scalars or numpy arrays), ids go out, and back. Ordinal 0 is the image itself,
-1..255 its faces by descending score. Ids need no coordination, sort by locality and are legal FAISS ids; the sign
-bit is never set. Called by every stage that writes a table.
+1..255 its faces by descending score. Ids need no coordination, sort by locality and are legal FAISS ids; the
+sign bit is never set. Called by every stage that writes a table.
 """
 
 from __future__ import annotations
@@ -126,6 +126,6 @@ def _checked(name: str, value: Any, low: int, high: int) -> Int64s:
     return array.astype(np.int64)
 
 
-def _plain(values: Any) -> Any:
+def _plain(values: Int64s) -> int | Int64s:
     """An int for a 0-d result, the array otherwise, so that scalars in give scalars out."""
-    return values if getattr(values, "ndim", 0) else int(values)
+    return values if values.ndim else int(values)

@@ -1,7 +1,8 @@
-"""A Lake is one root URI with lake.yaml and table versions; versions are described, chosen, listed and pruned here.
+"""A Lake is one root URI with lake.yaml and table versions; here versions are described, chosen and pruned.
 
-lake.yaml holds the format version and which version of each table is current; only the driver writes it, when a
-stage completes. Each version's folder holds _version.json: what made it. Called by pipeline, cli and every stage.
+lake.yaml holds the format version and which version of each table is current; only the driver writes it, when
+a stage completes. Each version's folder holds _version.json: what made it. Called by pipeline, cli and every
+stage.
 """
 
 from __future__ import annotations
@@ -11,13 +12,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
-import facescale
-from facescale.errors import CorruptError, MismatchError, UsageError
-from facescale.lake.backends import TEMPORARY
-from facescale.lake.parts import NO_MODEL, VERSION_FILE, TableVersion, list_done, part_of_path, read_siblings
-from facescale.lake.schema import table_names
+from facescale.errors import CorruptError, UsageError
+from facescale.lake.lake_file import LAKE_FILE, creator, read_current, refuse_foreign_files, write_current
+from facescale.lake.parts import NO_MODEL, VERSION_FILE, PartKey, TableVersion, list_done, part_of_path
 from facescale.lake.sources_table import superseded_ids
 from facescale.lake.store import Store
 
@@ -26,10 +23,6 @@ if TYPE_CHECKING:
 
     import numpy as np
     from numpy.typing import NDArray
-
-FORMAT_VERSION = 1
-LAKE_FILE = "lake.yaml"
-SCRATCH = "_scratch"
 
 
 @dataclass(frozen=True)
@@ -94,8 +87,8 @@ class Lake:
             UsageError: a lake is there already, or the folder holds files that are none of a lake's.
         """
         lake = cls(Store(uri))
-        lake._refuse_foreign_files()
-        if not lake.store.write_bytes(LAKE_FILE, lake._to_yaml({}), if_absent=True):
+        refuse_foreign_files(lake.store)
+        if not write_current(lake.store, {}, if_absent=True):
             raise UsageError(f"{lake.uri} is a lake already; open it, or choose another place")
         return lake
 
@@ -109,7 +102,7 @@ class Lake:
             CorruptError: lake.yaml cannot be read.
         """
         lake = cls(Store(uri))
-        lake._read()
+        read_current(lake.store)
         return lake
 
     @classmethod
@@ -123,24 +116,24 @@ class Lake:
         """
         lake = cls(Store(uri))
         if not lake.store.exists(LAKE_FILE):
-            lake._refuse_foreign_files()
+            refuse_foreign_files(lake.store)
             # Losing this race to another process is fine: then its file is read.
-            lake.store.write_bytes(LAKE_FILE, lake._to_yaml({}), if_absent=True)
-        lake._read()
+            write_current(lake.store, {}, if_absent=True)
+        read_current(lake.store)
         return lake
 
     def current(self, table: str, model: str = NO_MODEL) -> TableVersion | None:
         """The version of a table that readers use; None when no stage has completed one."""
-        fingerprint = self._read().get(table, {}).get(model)
+        fingerprint = read_current(self.store).get(table, {}).get(model)
         return None if fingerprint is None else TableVersion(table, fingerprint, model)
 
     def current_models(self, table: str) -> list[str]:
-        """Models that have a current version of a table, sorted; without the tables that belong to no model."""
-        return sorted(model for model in self._read().get(table, {}) if model != NO_MODEL)
+        """Models that have a current version of a table, sorted; "-" is left out."""
+        return sorted(model for model in read_current(self.store).get(table, {}) if model != NO_MODEL)
 
     def current_versions(self) -> list[TableVersion]:
         """All current versions, sorted by table and model."""
-        current = self._read()
+        current = read_current(self.store)
         return [TableVersion(t, current[t][m], m) for t in sorted(current) for m in sorted(current[t])]
 
     def set_current(self, versions: Iterable[TableVersion]) -> None:
@@ -149,10 +142,10 @@ class Lake:
         Args:
             versions: at most one per table and model; the others stay as they are.
         """
-        current = self._read()
+        current = read_current(self.store)
         for version in versions:
             current.setdefault(version.table, {})[version.model] = version.fingerprint
-        self.store.write_bytes(LAKE_FILE, self._to_yaml(current))
+        write_current(self.store, current)
 
     def describe_version(self, version: TableVersion) -> dict[str, Any] | None:
         """What _version.json says about a version; None when it is not there.
@@ -167,7 +160,8 @@ class Lake:
             return None
         except ValueError as error:
             raise CorruptError(
-                f"{self.store.location(path)} is damaged ({error}); delete it and rerun the command that made the table"
+                f"{self.store.location(path)} is damaged ({error}); delete it and rerun the command that made "
+                "the table"
             ) from error
         if not isinstance(described, dict):
             raise CorruptError(
@@ -205,7 +199,7 @@ class Lake:
             "requested": dict(settings if requested is None else requested),
             "inputs": dict(inputs),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "created_by": _creator(),
+            "created_by": creator(),
         }
         text = json.dumps(described, indent=2, sort_keys=True) + "\n"
         self.store.write_bytes(f"{version.folder}/{VERSION_FILE}", text.encode(), if_absent=True)
@@ -274,8 +268,8 @@ class Lake:
     def prune(self, *, dry_run: bool) -> list[tuple[str, int]]:
         """Remove versions that nothing current needs, and temporaries that dead processes left.
 
-        A version stays when it is current, or an input, or an input's input, of a current one. Do not prune while a
-        job is writing a version that is not current yet.
+        A version stays when it is current, or an input, or an input's input, of a current one. Do not prune
+        while a job is writing a version that is not current yet.
 
         Args:
             dry_run: only tell.
@@ -299,23 +293,6 @@ class Lake:
             self.store.clean_temporaries()
         return sorted(removed)
 
-    def images_of(self, version: TableVersion) -> TableVersion | None:
-        """The version of `images` whose parts say which parts of another version are done.
-
-        It is the one whose footers list `version` among their siblings; else that of the version's inputs; else the
-        current one.
-
-        Args:
-            version: a version of any table.
-
-        Returns:
-            A version of `images`; None when `version` has parts of its own only (images, labels, indexes) or the
-            lake has no `images`.
-        """
-        if version.table not in SIBLINGS_OF_IMAGES:
-            return None
-        return self._images_of(version, set())
-
     def superseded(self) -> NDArray[np.int64]:
         """Images whose source was replaced or has vanished, and which scans leave out.
 
@@ -327,91 +304,9 @@ class Lake:
             self._superseded = (len(shards), superseded_ids(self.store, shards))
         return self._superseded[1]
 
-    def _images_of(self, version: TableVersion, seen: set[TableVersion]) -> TableVersion | None:
-        current = self.current("images")
-        every = self._versions_of("images")
-        ordered = ([current] if current in every else []) + [v for v in every if v != current]
-        for images in ordered:
-            for shard, first_row in list_done(self.store, images).parts():
-                path = f"{images.folder}/{shard:07d}/{first_row:010d}.parquet"
-                siblings = read_siblings(self.store.read_footer(path), self.store.location(path)) or {}
-                if version.folder in siblings:
-                    return images
-                break
-        described = self.describe_version(version) or {}
-        inputs = set(dict(described.get("inputs", {})).values())
-        for table in ("images", *SIBLINGS_OF_IMAGES):
-            for needed in self._versions_of(table):
-                if needed.fingerprint in inputs and needed not in seen:
-                    if needed.table == "images":
-                        return needed
-                    return self._images_of(needed, seen | {version})
-        return current
-
-    def _versions_of(self, table: str) -> list[TableVersion]:
-        """Versions of one table that have a _version.json or parts."""
-        folders = {"/".join(path.split("/", 2)[:2]) for path, _ in self.store.list(table)}
-        return [v for v in map(TableVersion.from_folder, sorted(folders)) if v is not None]
-
     def _count_rows(self, version: TableVersion) -> int:
         total = 0
-        for shard, first_row in list_done(self.store, version).parts():
-            with self.store.open_parquet(f"{version.folder}/{shard:07d}/{first_row:010d}.parquet") as file:
+        for shard, first_row in list_done(self.store, version).pairs():
+            with self.store.open_parquet(version.part_path(PartKey(shard, first_row, 0))) as file:
                 total += file.metadata.num_rows
         return total
-
-    def _read(self) -> dict[str, dict[str, str]]:
-        """`current` of lake.yaml; read anew each time, since another process may have written it."""
-        where = self.store.location(LAKE_FILE)
-        try:
-            content = yaml.safe_load(self.store.read_bytes(LAKE_FILE))
-        except FileNotFoundError as error:
-            raise UsageError(
-                f"{self.uri} is no lake ({LAKE_FILE} is missing); make one with: facescale extract SRC {self.uri}"
-            ) from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise CorruptError(f"{where} cannot be read ({_first_line(error)}); {_REPAIR}") from error
-        if not isinstance(content, dict) or "format_version" not in content:
-            raise CorruptError(f"{where} has no format_version; {_REPAIR}")
-        if content["format_version"] != FORMAT_VERSION:
-            raise MismatchError(
-                f"{where} has format version {content['format_version']} (written by "
-                f"{content.get('created_by', 'an unknown program')}), and {_creator()} reads format version "
-                f"{FORMAT_VERSION}; use the facescale that wrote it, or make a new lake with this one"
-            )
-        current = content.get("current") or {}
-        if not isinstance(current, dict) or not all(
-            isinstance(models, dict) and all(isinstance(f, str) for f in models.values())
-            for models in current.values()
-        ):
-            raise CorruptError(f"{where}: `current` is not {{table: {{model: fingerprint}}}}; {_REPAIR}")
-        return {str(table): dict(models) for table, models in current.items()}
-
-    def _to_yaml(self, current: Mapping[str, Mapping[str, str]]) -> bytes:
-        content = {"format_version": FORMAT_VERSION, "created_by": _creator(), "current": current}
-        return yaml.safe_dump(content, sort_keys=True).encode()
-
-    def _refuse_foreign_files(self) -> None:
-        """Keep a lake out of a folder of someone's photographs; what a lost lake.yaml leaves behind is welcome."""
-        own = {*table_names(), "index", TEMPORARY, SCRATCH, LAKE_FILE}
-        for path, _ in self.store.list():
-            if path.split("/")[0] not in own:
-                raise UsageError(
-                    f"{self.uri} is no lake and not empty (it holds {path!r}); give the lake a folder of its own"
-                )
-
-
-SIBLINGS_OF_IMAGES = ("faces", "crops", "embeddings")
-
-_REPAIR = (
-    "delete it and rerun the same command: parts that are done are found again by their fingerprints "
-    "(versions made current by `facescale lake use` must be chosen again)"
-)
-
-
-def _creator() -> str:
-    return f"facescale {facescale.__version__}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

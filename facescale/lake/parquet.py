@@ -16,16 +16,16 @@ from facescale.errors import CorruptError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-# A scan reads whole row groups, and a look-up of a few ids pays for whole row groups, so a group is a few MiB:
-# one request on an object store, one core's work in DuckDB, and what a look-up may waste.
+# A scan reads whole row groups, and a look-up of a few ids pays for whole row groups, so a group is a few
+# MiB: one request on an object store, one core's work in DuckDB, and what a look-up may waste.
 ROW_GROUP_BYTES = 4 << 20
 MAX_ROWS = 65_536
 MAX_WIDE_ROWS = 4_096
 MIN_ROWS = 128
 _WIDE_LIST = 32
 
-# Texts that repeat (statuses, labels, formats) get dictionaries; these are nearly unique, so one would only be
-# built and thrown away.
+# Texts that repeat (statuses, labels, formats) get dictionaries; these are nearly unique, so one would only
+# be built and thrown away.
 _UNIQUE_TEXTS = {"uri", "stamp", "detail"}
 _ARROW_SCHEMA = b"ARROW:schema"
 
@@ -33,8 +33,8 @@ _ARROW_SCHEMA = b"ARROW:schema"
 def write_parquet(table: pa.Table, sink: pa.NativeFile, footer: Mapping[str, str] | None = None) -> None:
     """Write a table.
 
-    The bytes depend on values, schema and footer alone: chunks are joined first, nothing holds a time or a name of
-    this machine. (They may change with the version of pyarrow, which the file records.)
+    The bytes depend on values, schema and footer alone: chunks are joined first, nothing holds a time or a
+    name of this machine. (They may change with the version of pyarrow, which the file records.)
 
     Args:
         table: the rows; its schema metadata goes to the file's footer.

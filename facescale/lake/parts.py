@@ -1,12 +1,14 @@
 """Parts: the unit of work, of commit and of loss; a contiguous run of rows of one shard.
 
-A part's tables come in, files come out, the primary's last: a part is done when its primary file (`images` for
-extract) is listed. That file's footer records rows and bytes of its siblings. The engine calls commit_part for each
-result and list_done once per run; scan and verify read the footers back.
+A part's tables come in, files come out, the primary's last: a part is done when its primary file (`images`
+for extract) is listed. That file's footer records rows and bytes of its siblings. The engine calls
+commit_part for each result and list_done once per run; scan and verify read the footers back.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
 import re
 from array import array
@@ -18,9 +20,10 @@ import numpy as np
 from facescale.errors import CorruptError, DataError
 from facescale.lake.ids import MAX_ROW, MAX_SHARD, ROW_BITS, make_image_id
 from facescale.lake.schema import check_table, table_spec
+from facescale.lake.sources_table import planned_part_rows
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import pyarrow as pa
     from numpy.typing import NDArray
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
 SIBLINGS_KEY = "facescale.siblings"
 COUNTERS_KEY = "facescale.counters"
+ROWS_KEY = "facescale.part_rows"
 VERSION_FILE = "_version.json"
 
 NO_MODEL = "-"
@@ -87,7 +91,7 @@ class TableVersion:
 
     @property
     def folder(self) -> str:
-        """Folder relative to the lake: "faces/<fp>" or "embeddings/<model>-<fp>"."""
+        """Path relative to the lake: "faces/<fp>" or "embeddings/<model>-<fp>"."""
         name = self.fingerprint if self.model == NO_MODEL else f"{self.model}-{self.fingerprint}"
         return f"{self.table}/{name}"
 
@@ -108,16 +112,21 @@ class TableVersion:
 class DoneParts:
     """The parts of a version that exist, 8 bytes each: `part in done`, `len(done)`, `done.parts()`.
 
-    Paths do not hold the number of rows, so a part is known by (shard, first row).
-
     Args:
-        keys: shard << 32 | first row of each part, in any order.
+        keys: shard << 32 | first row of each part, in any order. Paths do not hold the number of rows.
         num_bytes: size of all their files together.
+        rows_of: gives {first row: rows} for a shard and its first rows; `parts()` needs it.
     """
 
-    def __init__(self, keys: NDArray[np.int64], num_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        keys: NDArray[np.int64],
+        num_bytes: int = 0,
+        rows_of: Callable[[int, list[int]], dict[int, int]] | None = None,
+    ) -> None:
         self.keys = np.unique(np.asarray(keys, dtype=np.int64))
         self.num_bytes = num_bytes
+        self._rows_of = rows_of
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -132,10 +141,26 @@ class DoneParts:
         at = int(np.searchsorted(self.keys, key))
         return at < len(self.keys) and int(self.keys[at]) == key
 
-    def parts(self) -> Iterator[tuple[int, int]]:
-        """(shard, first row) of each part, in order."""
+    def covers(self, other: DoneParts) -> bool:
+        """Whether every part of `other` is here too."""
+        return bool(np.isin(other.keys, self.keys, assume_unique=True).all())
+
+    def pairs(self) -> Iterator[tuple[int, int]]:
+        """(shard, first row) of each part, in order; opens nothing."""
         for key in self.keys:
             yield int(key) >> ROW_BITS, int(key) & MAX_ROW
+
+    def parts(self) -> Iterator[PartKey]:
+        """The key of each part, in order; reads how many rows it has from the plan, a shard at a time."""
+        if self._rows_of is None:
+            raise DataError(
+                "these parts do not know where their plan is; use pairs(), or list_done of a lake"
+            )
+        for shard, pairs in itertools.groupby(self.pairs(), key=lambda pair: pair[0]):
+            first_rows = [first_row for _, first_row in pairs]
+            rows = self._rows_of(shard, first_rows)
+            for first_row in first_rows:
+                yield PartKey(shard, first_row, rows[first_row])
 
     def part_holding(self, shard: int, row: int) -> tuple[int, int] | None:
         """The last part that begins at or before a row of a shard; None when the shard has none."""
@@ -154,8 +179,9 @@ def commit_part(
 ) -> dict[str, int]:
     """Write the tables of one part so that it is either done or not.
 
-    Every file is written and synced under a temporary name before the first gets its own; siblings move first, the
-    primary last. A crash between two moves leaves a part that is not done, and a rerun overwrites what is there.
+    Every file is written and synced under a temporary name before the first gets its own; siblings move
+    first, the primary last. A crash between two moves leaves a part that is not done, and a rerun overwrites
+    what is there.
 
     Args:
         store: the lake's storage.
@@ -167,19 +193,21 @@ def commit_part(
         Bytes written, by version folder.
 
     Raises:
-        DataError: a table breaks its schema, its ids are unsorted or not of this part, or `images` lacks rows.
+        DataError: a table breaks its schema, its ids are unsorted or not of this part, or `images` lacks
+            rows.
     """
     if not tables:
         raise DataError(f"part {part.path}: no tables to commit")
     checked = [(version, _checked(version, table, part)) for version, table in tables]
     siblings: dict[str, dict[str, int]] = {}
     written: dict[str, int] = {}
+    rows = {ROWS_KEY: str(part.num_rows)}
     with store.batch() as batch:
         for version, table in checked[:-1]:
-            written[version.folder] = batch.add_table(version.part_path(part), table)
+            written[version.folder] = batch.add_table(version.part_path(part), table, footer=rows)
             siblings[version.folder] = {"rows": table.num_rows, "bytes": written[version.folder]}
         primary, table = checked[-1]
-        footer = {SIBLINGS_KEY: _json(siblings), COUNTERS_KEY: _json(dict(counters or {}))}
+        footer = {**rows, SIBLINGS_KEY: _json(siblings), COUNTERS_KEY: _json(dict(counters or {}))}
         written[primary.folder] = batch.add_table(primary.part_path(part), table, footer=footer)
     return written
 
@@ -202,7 +230,8 @@ def list_done(store: Store, version: TableVersion) -> DoneParts:
         if key is not None:
             keys.append(key[0] << ROW_BITS | key[1])
             num_bytes += size
-    return DoneParts(np.frombuffer(keys, dtype=np.int64) if keys else np.empty(0, np.int64), num_bytes)
+    found = np.frombuffer(keys, dtype=np.int64) if keys else np.empty(0, np.int64)
+    return DoneParts(found, num_bytes, functools.partial(_rows_of_parts, store, version))
 
 
 def part_of_path(path: str) -> tuple[int, int] | None:
@@ -241,6 +270,16 @@ def read_siblings(footer: Mapping[str, str], location: str) -> dict[str, dict[st
 def read_counters(footer: Mapping[str, str]) -> dict[str, int]:
     """The counters that commit_part kept in a primary's footer; {} when it has none."""
     return {str(name): int(value) for name, value in json.loads(footer.get(COUNTERS_KEY, "{}")).items()}
+
+
+def _rows_of_parts(store: Store, version: TableVersion, shard: int, first_rows: list[int]) -> dict[int, int]:
+    """Rows of parts by first row: from the shard's plan, or from the parts' own footers where it has none."""
+    rows = planned_part_rows(store, shard) or {}
+    for first_row in first_rows:
+        if first_row not in rows:
+            path = version.part_path(PartKey(shard, first_row, 0))
+            rows[first_row] = int(store.read_footer(path)[ROWS_KEY])
+    return rows
 
 
 def _checked(version: TableVersion, table: pa.Table, part: PartKey) -> pa.Table:

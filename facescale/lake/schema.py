@@ -1,8 +1,8 @@
 """Table schemas: schemas/<table>.yaml comes in, a pyarrow.Schema goes out, and tables are checked against it.
 
-The YAML files are the one source of truth for columns, types, units and meaning; docs are rendered from them too.
-In a wheel they lie in facescale/schemas, in a checkout in ./schemas. Called by parts (on every write), scan (to fill
-columns that an older file lacks) and by stages that build tables.
+The YAML files are the one source of truth for columns, types, units and meaning; docs are rendered from them
+too. In a wheel they lie in facescale/schemas, in a checkout in ./schemas. Called by parts (on every write),
+scan (to fill columns that an older file lacks) and by stages that build tables.
 """
 
 from __future__ import annotations
@@ -118,7 +118,8 @@ def table_schema(name: str, *, dim: int | None = None) -> pa.Schema:
         dim: length D of the vectors of a table that has them (embeddings).
 
     Returns:
-        Schema with {description, unit} on each field and {facescale.table, facescale.schema_version} on itself.
+        Schema with {description, unit} on each field and {facescale.table, facescale.schema_version} on
+        itself.
 
     Raises:
         DataError: unknown table, or `dim` is missing for a table that needs it.
@@ -139,8 +140,9 @@ def table_schema(name: str, *, dim: int | None = None) -> pa.Schema:
 def check_table(name: str, table: pa.Table, *, dim: int | None = None) -> pa.Table:
     """Bring a table into the shape its schema demands, or say why that cannot be done.
 
-    Columns are reordered, absent nullable ones filled with nulls, the rest cast where no value changes. A table that
-    already fits is passed on without copying. Metadata of the table's schema is kept (stages put footer keys there).
+    Columns are reordered, absent nullable ones filled with nulls, the rest cast where no value changes. A
+    table that already fits is passed on without copying. Metadata of the table's schema is kept (stages put
+    footer keys there).
 
     Args:
         name: table name.
@@ -151,7 +153,8 @@ def check_table(name: str, table: pa.Table, *, dim: int | None = None) -> pa.Tab
         The table with exactly the schema of `table_schema(name)`.
 
     Raises:
-        DataError: an unknown or missing column, a null where none is allowed, or a value that does not fit its type.
+        DataError: an unknown or missing column, a null where none is allowed, or a value that does not fit
+            its type.
     """
     spec = table_spec(name)
     schema = table_schema(name, dim=dim if dim is not None else _dim_of(spec, table))

@@ -1,6 +1,7 @@
 """Reading the frozen plan: the shards of `sources` come in, the ids of replaced images and the sizes of parts go out.
 
-Called by lake (for scans that leave out replaced images) and verify. Writing the plan belongs to facescale.sources.
+Called by lake (for scans that leave out replaced images) and verify. Writing the plan belongs to
+facescale.sources.
 """
 
 from __future__ import annotations
@@ -102,7 +103,8 @@ def _supersedes(store: Store, path: str) -> NDArray[np.int64]:
     with store.open_parquet(path) as file:
         groups = [g for g in range(file.metadata.num_row_groups) if _has_values(file.metadata.row_group(g))]
         column: pa.ChunkedArray = file.read_row_groups(groups, columns=["supersedes"]).column(0)
-    return image_id_of(column.drop_null().to_numpy())
+    values: NDArray[np.int64] = column.drop_null().to_numpy()
+    return image_id_of(values)
 
 
 def _has_values(group: pq.RowGroupMetaData) -> bool:

@@ -1,9 +1,9 @@
 """A Store is the root of a lake; every byte facescale keeps goes through it.
 
-Relative paths come in ("faces/0a1b.../0000017/0000000000.parquet"), files and tables go out, and failures leave as
-facescale errors that name the file and the remedy. All writes are atomic. A store holds nothing but its URI, so it
-pickles to workers; credentials and endpoints come from the environment. Called by parts, lake, scan, verify, and by
-stages that keep files of other kinds (source plans, indexes).
+Relative paths come in ("faces/0a1b.../0000017/0000000000.parquet"), files and tables go out, and failures
+leave as facescale errors that name the file and the remedy. All writes are atomic. A store holds nothing but
+its URI, so it pickles to workers; credentials and endpoints come from the environment. Called by parts, lake,
+scan, verify, and by stages that keep files of other kinds (source plans, indexes).
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 import fsspec
-import pyarrow as pa
 
 from facescale.errors import UsageError
 from facescale.lake import parquet
-from facescale.lake.backends import TEMPORARY, Backend, FsspecBackend, LocalBackend
+from facescale.lake.backends import TEMPORARY, Backend
+from facescale.lake.local_storage import LocalBackend
+from facescale.lake.remote_storage import FsspecBackend
 from facescale.lake.storage_errors import storage_errors
 
 if TYPE_CHECKING:
     import types
     from collections.abc import Iterator, Mapping, Sequence
 
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
 
@@ -254,8 +256,8 @@ class Store:
 class StoreBatch:
     """Files written out of sight in a `with` block and shown at its end, in the order in which they were added.
 
-    When anything in the block fails, none is shown. When the process dies while they are being shown, the first few
-    are there and the rest are not: add last the file whose presence means "done".
+    When anything in the block fails, none is shown. When the process dies while they are being shown, the
+    first few are there and the rest are not: add last the file whose presence means "done".
     """
 
     def __init__(self, store: Store, backend: Backend, if_absent: bool) -> None:
