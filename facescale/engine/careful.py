@@ -58,7 +58,7 @@ def run_careful(
                 outcome: PartDone | PartFailed = pickle.loads(result.read_bytes())
                 if isinstance(outcome, PartDone) or outcome.error is not None:
                     return outcome
-                death = outcome.text.splitlines()[0]
+                death = f"raised {outcome.text.splitlines()[-1]}"
             last = (base / "note").read_text() if (base / "note").exists() else ""
         if not last.isdigit():
             where = {"": "while starting", _OPENED: "before its first row", _FINISHING: "after its last row"}

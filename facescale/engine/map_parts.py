@@ -4,7 +4,8 @@ Comes in: a stage, units of work (streamed), a placement. Goes out: every part c
 why not. The rules (DESIGN.md, "The engine"):
 
 - a part is given to one worker at a time; it is given again only after its worker is confirmed dead;
-- a worker that dies, or is past its deadline, costs its part one life; a part that has lost two runs in careful mode;
+- a worker that dies, or is past its deadline, costs its part one life; a part that has lost two runs in careful mode,
+  after all others: by then it is known whether the machine is at fault, and no image is called poison for its sake;
 - more than max(5, 1 %) parts in careful mode is the machine's fault, not the input's: the job stops;
 - transient errors are tried again at the end, up to three times, then left over (exit code 4).
 """
@@ -15,7 +16,6 @@ import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,8 @@ from facescale.engine.worker import (
 from facescale.errors import FacescaleError, InfrastructureError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from facescale.engine.placement import Placement
     from facescale.lake.stage import Stage
     from facescale.lake.store import Store
@@ -180,6 +182,7 @@ class _Mapper:
         self.max_careful = max(5, num_parts // 100)
         self.slots: list[_Slot] = []
         self.again: deque[_Task] = deque()
+        self.suspects: deque[_Task] = deque()  # for careful mode, once nothing else is left
         self.row_seconds: deque[float] = deque(maxlen=256)
         self.open_deaths = 0
         self.alone_since = time.monotonic()
@@ -206,10 +209,12 @@ class _Mapper:
                     unit = next(units, None)
                     exhausted = unit is None
                     task = None if unit is None else _Task(unit)
+                if task is None and self.suspects and not self._healthy_work_left():
+                    task = self.suspects.popleft()
                 if task is not None:
                     self._give(slot, task)
             working = any(slot.task is not None for slot in self.slots)
-            if exhausted and not self.again and not working:
+            if exhausted and not self.again and not self.suspects and not working:
                 return self.summary
             refs = {slot.opening or slot.ref: slot for slot in self.slots if slot.opening or slot.ref}
             ready, _ = ray.wait(list(refs), num_returns=1, timeout=_POLL_S)
@@ -227,6 +232,9 @@ class _Mapper:
         for slot in self.slots:
             if slot.task is not None:
                 self._confirm_dead(slot)
+
+    def _healthy_work_left(self) -> bool:
+        return bool(self.again) or any(slot.task and slot.task.deaths < _LIVES for slot in self.slots)
 
     def _new_slot(self) -> _Slot:
         actor = self.actor_class.remote(self.stage, self.store, self.placement.threads)
@@ -300,9 +308,9 @@ class _Mapper:
                     f"images (the last worker {how}). Check memory (dmesg), disk and GPUs, then run the same "
                     "command again: finished parts are kept"
                 )
-        mode = "in careful mode" if task.deaths == _LIVES else "once more"
+        mode = "in careful mode at the end" if task.deaths == _LIVES else "once more"
         self.on_trouble(f"the worker of part {name} {how}; the part runs {mode}")
-        self.again.append(task)
+        (self.suspects if task.deaths == _LIVES else self.again).append(task)
 
     def _try_again(self, task: _Task, outcome: PartFailed) -> None:
         task.tries += 1
@@ -393,5 +401,8 @@ def _as_error(failed: PartFailed) -> FacescaleError:
 
 
 def _first_line(trouble: object) -> str:
-    text = str(trouble).strip()
-    return text.splitlines()[0] if text else type(trouble).__name__
+    """The telling line of an error: the first, or for a remote traceback the last."""
+    lines = [line for line in str(trouble).splitlines() if line.strip()]
+    if not lines:
+        return type(trouble).__name__
+    return lines[-1].strip() if any(line.startswith("Traceback") for line in lines) else lines[0].strip()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
         UsageError: no cluster answers at the address.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 
@@ -53,6 +55,8 @@ def ray_session(address: str | None, *, num_cpus: int | None = None) -> Iterator
             num_cpus=num_cpus or usable_cpus(),
             include_dashboard=False,
             object_store_memory=_OBJECT_STORE_BYTES,
+            # Same machine, same interpreter: what the driver can import (plug-ins), workers can.
+            runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}},
             **quiet,
         )
     try:

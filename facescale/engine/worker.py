@@ -119,4 +119,4 @@ def _failed(key: PartKey, error: Exception) -> PartFailed:
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, FacescaleError):
         return PartFailed(key, error, text)
-    return PartFailed(key, None, text + "\n" + "".join(traceback.format_exception(error)))
+    return PartFailed(key, None, "".join(traceback.format_exception(error)))
