@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from facescale.driver.context import JobSummary
+    from facescale.driver.lake_info import LakeInfo
     from facescale.engine.worker import PartDone
+    from facescale.pipeline import DryRun
 
 _PLAIN_EVERY_S = 5.0
 
@@ -154,6 +156,51 @@ def print_summary(console: Console, summary: JobSummary) -> None:
         for text in stage.left_over:
             console.print(f"left over: {text}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"lake: {summary.lake}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_plan(console: Console, plan: DryRun) -> None:
+    """Print what a job would do."""
+    rows = [
+        (
+            stage.stage,
+            ", ".join(stage.tables),
+            stage.parts,
+            stage.parts_done,
+            human_bytes(stage.bytes),
+            stage.note,
+        )
+        for stage in plan.stages
+    ]
+    title = f"{plan.job}: {plan.images:,} images planned for {plan.lake}; nothing was written"
+    print_table(
+        console, ["stage", "tables", "parts to do", "parts done", "bytes, about", ""], rows, title=title
+    )
+    for remark in plan.remarks:
+        console.print(remark, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_info(console: Console, info: LakeInfo) -> None:
+    """Print a lake at a glance."""
+    rows = [
+        (v.table, v.model, v.fingerprint, v.parts, v.rows, human_bytes(v.bytes), v.created)
+        for v in info.current
+    ]
+    columns = ["table", "model", "version", "parts", "rows", "size", "made (UTC)"]
+    print_table(console, columns, rows, title=info.uri)
+    print_mapping(
+        console,
+        "images",
+        {"planned": info.planned, **info.statuses, "faces": info.faces, "superseded": info.superseded},
+    )
+    if info.other_versions:
+        console.print(f"{info.other_versions} other versions: facescale lake versions", highlight=False)
+
+
+def print_mapping(console: Console, title: str, values: Any) -> None:
+    """Print names and values; a dataclass is taken apart."""
+    if dataclasses.is_dataclass(values) and not isinstance(values, type):
+        values = dataclasses.asdict(values)
+    print_table(console, ["", "value"], list(values.items()), title=title)
 
 
 def human_bytes(count: float) -> str:

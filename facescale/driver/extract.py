@@ -6,11 +6,9 @@ Comes in: a JobContext with `src`. Goes out: images, faces, crops and embeddings
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from facescale.driver.context import StageSummary
 from facescale.driver.embed import embedding_settings, embedding_version, run_embed
 from facescale.errors import CorruptError, MismatchError, UsageError
 from facescale.lake.fingerprint import fingerprint
@@ -22,8 +20,11 @@ from facescale.vision import extract as stage_module
 from facescale.vision.extract import ExtractSettings, ExtractStage, ExtractVersions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from facescale.config.extract import ExtractConfig
-    from facescale.driver.context import JobContext
+    from facescale.config.job import JobConfig
+    from facescale.driver.context import JobContext, StageSummary
     from facescale.lake.lake import Lake
 
 THREADS_WANTED = 1
@@ -104,27 +105,25 @@ def import_plugins(modules: tuple[str, ...]) -> None:
             raise UsageError(f"plug-in {module} cannot be imported: {error}") from error
 
 
-def plan_report(context: JobContext, *, dry_run: bool = False) -> PlanReport:
-    """Freeze the plan of the job's source and say what is new, changed, vanished and ignored."""
-    config = context.config
+def plan_report(lake: Lake, config: JobConfig, *, dry_run: bool = False) -> PlanReport:
+    """Freeze the plan of the job's source (unless it is a dry run); says what is new, changed, vanished, ignored."""
     if config.src is None:
         raise UsageError("extract needs a source: a folder, a tar, a Parquet file or a URL")
-    report = plan_sources(
-        context.lake,
+    return plan_sources(
+        lake,
         config.src,
         accept_changes=config.accept_changes,
         dry_run=dry_run,
         part_rows=config.extract.part_rows,
     )
-    for line in report.remarks():
-        context.reporter.warn(line)
-    return report
 
 
 def run_extract(context: JobContext) -> list[StageSummary]:
     """Run extract to its end; resumes by itself. Returns its summary, and embed's when crops were embedded."""
     lake, config = context.lake, context.config
-    report = plan_report(context)
+    report = plan_report(lake, config)
+    for line in report.remarks():
+        context.reporter.warn(line)
     plan = plan_extract(lake, config.extract, report)
     if config.retry_failed:
         retry_failed(context, plan)

@@ -1,0 +1,98 @@
+"""Plan a job and write nothing: which stages, which tables, how many parts are left, about how many bytes.
+
+Bytes of tables that do not exist yet are estimates: rows times what a row took in the tables measured so far
+(constants below), with the faces an image holds taken from the lake when it has some.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+from facescale.driver.embed import embedding_version
+from facescale.driver.extract import plan_extract, plan_report
+from facescale.errors import UsageError
+from facescale.lake.lake import Lake
+from facescale.lake.parts import list_done
+from facescale.lake.scan import sum_counters
+from facescale.models.registry import card
+from facescale.pipeline import NEEDS_SOURCE, DryRun, PlannedStage
+from facescale.sources.plan import planned_parts, planned_rows
+
+if TYPE_CHECKING:
+    from facescale.config.job import JobConfig
+    from facescale.driver.extract import ExtractPlan
+    from facescale.sources.plan import PlanReport
+
+FACES_PER_IMAGE = 1.3
+IMAGE_BYTES = 160
+FACE_BYTES = 90
+CROP_BYTES = 12_000
+
+
+def plan_job(job: str, config: JobConfig) -> DryRun:
+    """See facescale.pipeline.dry_run."""
+    try:
+        lake = Lake.open(config.lake)
+    except UsageError:
+        if job not in NEEDS_SOURCE:
+            raise
+        lake = Lake.create(f"memory://facescale-dry-run-{uuid.uuid4().hex}")
+    plan = DryRun(job, config.lake, planned_rows(lake))
+    if job in NEEDS_SOURCE:
+        _plan_extract(lake, config, plan)
+    elif job == "embed":
+        _plan_embed(lake, config, plan)
+    if job in ("run", "index"):
+        dim = card(config.index.embedder, "embedder").dim or 0
+        faces = _faces(lake, plan.images)
+        note = "flat unless the memory budget or --recall ask otherwise; rebuilt when embeddings were added"
+        plan.stages.append(PlannedStage("index", ["index"], 1, 0, faces * (4 * dim + 8), note))
+    return plan
+
+
+def _plan_extract(lake: Lake, config: JobConfig, plan: DryRun) -> None:
+    report: PlanReport = plan_report(lake, config, dry_run=True)
+    plan.remarks += report.remarks()
+    plan.images += report.new_members
+    extract: ExtractPlan = plan_extract(lake, config.extract, report)
+    images_left, parts_left = report.new_members, report.new_parts
+    for part in planned_parts(lake):
+        if part.key not in extract.done:
+            images_left, parts_left = images_left + part.key.num_rows, parts_left + 1
+    faces = round(images_left * FACES_PER_IMAGE)
+    dim = card(config.extract.embedder, "embedder").dim or 0
+    tables = ["images", "faces", "crops"]
+    size = images_left * IMAGE_BYTES + faces * (FACE_BYTES + CROP_BYTES)
+    if not extract.from_crops:
+        tables.append("embeddings")
+        size += faces * (2 * dim + 12)
+    note = f"{images_left:,} images with {config.extract.detector} and {config.extract.embedder}"
+    plan.stages.append(PlannedStage("extract", tables, parts_left, len(extract.done), size, note))
+    if extract.from_crops:
+        _plan_embed(lake, config, plan)
+    if config.labels.source is not None:
+        parts = parts_left + len(extract.done)
+        plan.stages.append(
+            PlannedStage("label", ["labels"], parts, 0, plan.images * 20, f"from {config.labels.source}")
+        )
+
+
+def _plan_embed(lake: Lake, config: JobConfig, plan: DryRun) -> None:
+    images, faces = lake.current("images"), lake.current("faces")
+    if images is None or faces is None:
+        raise UsageError(f"{lake.uri} has no finished faces yet: run `facescale extract SRC {lake.uri}` first")
+    output = embedding_version(lake, config.extract, faces=faces, pixels="crops")
+    wanted, done = list_done(lake.store, images), list_done(lake.store, output)
+    dim = card(config.extract.embedder, "embedder").dim or 0
+    size = _faces(lake, plan.images) * (2 * dim + 12)
+    left = len(wanted) - len(done)
+    plan.stages.append(PlannedStage("embed", ["embeddings"], left, len(done), size, config.extract.embedder))
+
+
+def _faces(lake: Lake, images: int) -> int:
+    current = lake.current("images")
+    counted = sum_counters(lake, current) if current is not None else {}
+    if not counted.get("images"):
+        return round(images * FACES_PER_IMAGE)
+    return round(images * counted.get("faces", 0) / counted["images"])
