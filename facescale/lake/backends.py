@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -61,6 +62,10 @@ class Backend(Protocol):
 
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """(path, bytes) of all files below a folder."""
+        ...
+
+    def folders(self, path: str) -> builtins.list[str]:
+        """Names of the folders right below a folder, sorted."""
         ...
 
     def batch(self) -> Batch:

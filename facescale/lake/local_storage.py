@@ -21,6 +21,7 @@ import pyarrow as pa
 from facescale.lake.backends import TEMPORARY
 
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import Callable, Iterator
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
@@ -62,6 +63,14 @@ class LocalBackend:
     def list(self, prefix: str) -> Iterator[tuple[str, int]]:
         """Files below a folder, folder by folder in order of names; one folder's names are held at a time."""
         yield from _walk(self.root / prefix, prefix)
+
+    def folders(self, path: str) -> builtins.list[str]:
+        """Names of the folders right below a folder, sorted; [] when it is not there."""
+        try:
+            with os.scandir(self.root / path) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def batch(self) -> LocalBatch:
         """A new empty batch."""

@@ -51,6 +51,7 @@ def write_parquet(table: pa.Table, sink: pa.NativeFile, footer: Mapping[str, str
         use_dictionary=[field.name for field in table.schema if _has_dictionary(field)],
         row_group_size=row_group_rows(table),
         write_statistics=True,
+        write_page_checksum=True,
     )
 
 
@@ -86,7 +87,7 @@ def open_parquet(source: Any, location: str) -> pq.ParquetFile:
         CorruptError: the footer cannot be read: the file was cut or overwritten.
     """
     try:
-        return pq.ParquetFile(source, pre_buffer=True)
+        return pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
     except pa.ArrowInvalid as error:
         raise _damaged(location, error) from error
 

@@ -14,6 +14,7 @@ import fsspec
 import pyarrow as pa
 
 if TYPE_CHECKING:
+    import builtins
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
@@ -66,6 +67,14 @@ class FsspecBackend:
         for name in sorted(found):
             if found[name]["type"] == "file":
                 yield name[skip:], int(found[name]["size"])
+
+    def folders(self, path: str) -> builtins.list[str]:
+        """Names of the folders right below a prefix, sorted; [] when nothing is there."""
+        try:
+            entries = self.fs.ls(self._full(path), detail=True)
+        except FileNotFoundError:
+            return []
+        return sorted(e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
 
     def batch(self) -> FsspecBatch:
         """A new empty batch."""

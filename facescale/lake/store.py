@@ -25,6 +25,7 @@ from facescale.lake.remote_storage import FsspecBackend
 from facescale.lake.storage_errors import storage_errors
 
 if TYPE_CHECKING:
+    import builtins
     import types
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -121,6 +122,11 @@ class Store:
             for path, size in self._backend.list(prefix):
                 if prefix or not path.startswith(f"{TEMPORARY}/"):
                     yield path, size
+
+    def folders(self, path: str) -> builtins.list[str]:
+        """Names of the folders right below a folder, sorted; [] when it is not there."""
+        with self._guard(path, "list"):
+            return self._backend.folders(path)
 
     def write_bytes(self, path: str, data: bytes, *, if_absent: bool = False) -> bool:
         """Write a small file atomically.
