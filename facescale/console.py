@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from facescale.driver.context import JobSummary
+    from facescale.driver.dry_run import DryRun
     from facescale.driver.lake_info import LakeInfo
     from facescale.engine.worker import PartDone
-    from facescale.pipeline import DryRun
 
 _PLAIN_EVERY_S = 5.0
 

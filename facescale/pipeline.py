@@ -12,16 +12,18 @@ The drivers (facescale.driver) do the work of one job each; the engine maps thei
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from facescale.config.job import JobConfig
+from facescale.config.job import NEEDS_SOURCE, JobConfig
 from facescale.config.load import load_config
 from facescale.errors import EXIT_DONE, EXIT_TOO_MANY_FAILURES, FacescaleError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
     from facescale.driver.context import JobContext, JobSummary, Reporter, StageSummary
+    from facescale.driver.dry_run import DryRun
 
 
 @dataclass(frozen=True)
@@ -95,8 +97,6 @@ JOBS: Mapping[str, Callable[[JobContext], list[StageSummary]]] = {
 }
 """Jobs by name: what `facescale NAME` and `python -m jobs.NAME` run."""
 
-NEEDS_SOURCE = ("run", "extract")
-
 
 def run_job(job: str, config: JobConfig, reporter: Reporter | None = None) -> JobSummary:
     """Run one job to its end, or as far as it gets.
@@ -131,29 +131,6 @@ def run_job(job: str, config: JobConfig, reporter: Reporter | None = None) -> Jo
         summary.exit_code = EXIT_TOO_MANY_FAILURES
     summary.seconds = time.monotonic() - start
     return summary
-
-
-@dataclass
-class PlannedStage:
-    """One line of a dry run."""
-
-    stage: str
-    tables: list[str]
-    parts: int
-    parts_done: int
-    bytes: int
-    note: str = ""
-
-
-@dataclass
-class DryRun:
-    """What a job would do. Bytes are estimates where nothing is written yet."""
-
-    job: str
-    lake: str
-    images: int
-    stages: list[PlannedStage] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
 
 
 def dry_run(job: str, config: JobConfig) -> DryRun:

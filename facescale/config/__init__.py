@@ -1,1 +1,1 @@
-"""What a job can be told: frozen pydantic models, one file per stage; read from YAML and flags (facescale.config.load)."""
+"""What a job can be told: frozen pydantic models, one file per stage, read from YAML and flags."""

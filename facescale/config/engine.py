@@ -22,7 +22,7 @@ class EngineConfig(Config):
     """Threads of the numeric libraries in each worker; unset works it out."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where models run. auto takes CUDA when the cluster has a GPU. A device that is asked for and absent is an error."""
+    """Where models run. auto takes CUDA when there is a GPU; a device asked for and absent is an error."""
 
     gpus_per_worker: float = Field(default=1.0, gt=0)
     """Share of a GPU for each worker: 0.5 puts two workers on one GPU."""

@@ -13,7 +13,7 @@ class LabelsConfig(Config):
     """Where the claimed labels of images come from."""
 
     source: str | None = None
-    """`folder` (the parent folder, or a tar's json/cls/txt), or a CSV or Parquet file keyed by path; unset: no labels."""
+    """`folder` (parent folder, or a tar member's json/cls/txt), or a CSV or Parquet file keyed by path; unset: none."""
 
     column: str | None = None
     """Column of the file that holds the label."""

@@ -9,6 +9,9 @@ from facescale.config.engine import EngineConfig
 from facescale.config.extract import ExtractConfig, LabelsConfig
 from facescale.config.index import IndexConfig
 
+NEEDS_SOURCE = ("run", "extract")
+"""Jobs that read photographs; the others work on what the lake holds."""
+
 
 class JobConfig(Config):
     """Configuration of `run`, `extract`, `embed` and `index`. In YAML the nested parts are sections."""

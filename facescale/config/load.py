@@ -5,14 +5,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
 
 from facescale.config.base import Config
 from facescale.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 C = TypeVar("C", bound=Config)
 

@@ -7,8 +7,10 @@ Bytes of tables that do not exist yet are estimates: rows times what a row took 
 from __future__ import annotations
 
 import uuid
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from facescale.config.job import NEEDS_SOURCE
 from facescale.driver.embed import embedding_version
 from facescale.driver.extract import plan_extract, plan_report
 from facescale.errors import UsageError
@@ -16,7 +18,6 @@ from facescale.lake.lake import Lake
 from facescale.lake.parts import list_done
 from facescale.lake.scan import sum_counters
 from facescale.models.registry import card
-from facescale.pipeline import NEEDS_SOURCE, DryRun, PlannedStage
 from facescale.sources.plan import planned_parts, planned_rows
 
 if TYPE_CHECKING:
@@ -28,6 +29,29 @@ FACES_PER_IMAGE = 1.3
 IMAGE_BYTES = 160
 FACE_BYTES = 90
 CROP_BYTES = 12_000
+
+
+@dataclass
+class PlannedStage:
+    """One line of a dry run."""
+
+    stage: str
+    tables: list[str]
+    parts: int
+    parts_done: int
+    bytes: int
+    note: str = ""
+
+
+@dataclass
+class DryRun:
+    """What a job would do. Bytes are estimates where nothing is written yet."""
+
+    job: str
+    lake: str
+    images: int
+    stages: list[PlannedStage] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
 
 def plan_job(job: str, config: JobConfig) -> DryRun:
@@ -81,7 +105,9 @@ def _plan_extract(lake: Lake, config: JobConfig, plan: DryRun) -> None:
 def _plan_embed(lake: Lake, config: JobConfig, plan: DryRun) -> None:
     images, faces = lake.current("images"), lake.current("faces")
     if images is None or faces is None:
-        raise UsageError(f"{lake.uri} has no finished faces yet: run `facescale extract SRC {lake.uri}` first")
+        raise UsageError(
+            f"{lake.uri} has no finished faces yet: run `facescale extract SRC {lake.uri}` first"
+        )
     output = embedding_version(lake, config.extract, faces=faces, pixels="crops")
     wanted, done = list_done(lake.store, images), list_done(lake.store, output)
     dim = card(config.extract.embedder, "embedder").dim or 0

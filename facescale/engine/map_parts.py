@@ -1,7 +1,7 @@
 """Map parts through stateful Ray actors: who gets which part, and what happens when a worker dies or hangs.
 
 Comes in: a stage, units of work (streamed), a placement. Goes out: every part committed, or an exception that says
-why not. The rules (DESIGN.md, "The engine"):
+why not. The rules:
 
 - a part is given to one worker at a time; it is given again only after its worker is confirmed dead;
 - a worker that dies, or is past its deadline, costs its part one life; a part that has lost two runs in careful mode,
