@@ -51,9 +51,7 @@ class LabelEveryRow:
             "label": labels,
             "origin": ["test"] * len(rows),
         }
-        return StageResult(
-            [(VERSION, pa.table(columns, schema=table_schema("labels")))], {"rows": len(rows)}
-        )
+        return StageResult([(VERSION, pa.table(columns, schema=table_schema("labels")))], {"rows": len(rows)})
 
     def misbehave(self, shard: int, row: int) -> None:
         pass

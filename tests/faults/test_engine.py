@@ -1,4 +1,4 @@
-"""The engine's promises under faults: a bad row costs that row, a dead worker costs nothing, a bad machine is said so."""
+"""The engine under faults: a bad row costs that row, a dead worker nothing, and a bad machine is said so."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from deadly_stages import (
     VERSION,
     AlwaysDies,
@@ -16,6 +15,7 @@ from deadly_stages import (
     LabelEveryRow,
     StorageDown,
 )
+
 from facescale.engine.map_parts import Deadlines, MapSummary, map_parts
 from facescale.engine.placement import Placement
 from facescale.engine.session import ray_session
