@@ -57,9 +57,10 @@ def card(name: str, task: str | None = None) -> ModelCard:
     known = [entry.name for entry in cards(task)]
     if name in known:
         return _registered()[name]
-    what = task or "model"
     if name in _registered():
-        raise UsageError(f"{name!r} is a {_registered()[name].task}, not a {what}; known: {', '.join(known)}")
+        raise UsageError(
+            f"{name!r} is a model of task {_registered()[name].task}, expected {task}; known: {', '.join(known)}"
+        )
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-    raise UsageError(f"there is no {what} {name!r}; {hint}")
+    raise UsageError(f"there is no {task or 'model'} {name!r}; {hint}")

@@ -32,8 +32,8 @@ from facescale.vision.pyramid import (
     doubled_size,
     draw_levels,
     place_first_level,
-    resize,
     tiled_layout,
+    upsample,
 )
 
 if TYPE_CHECKING:
@@ -137,6 +137,8 @@ class MmodDetector:
         """Detect in images that share one forward pass."""
         scores = self._network(self._planes(images, plans), [plan.layout for plan in plans])
         image, row, column = (scores > self._threshold).nonzero().unbind(1)
+        if len(image) == 0:
+            return [Detections.none()] * len(plans)
         confidence = scores[image, row, column]
         confidence, order = confidence.sort(descending=True, stable=True)
         image, row, column = image[order], row[order], column[order]
@@ -166,11 +168,11 @@ class MmodDetector:
         """uint8 [b, h, w, 3] to what level 0 holds, float32 [b, h, w, 3]."""
         values = pixels.float()
         if plan.doubled:
-            values = resize(values, *plan.size).floor_()  # dlib upsamples into whole numbers
+            values = upsample(values, *plan.size)
         elif plan.size != plan.source:
             planar = values.permute(0, 3, 1, 2)
             values = F.interpolate(planar, plan.size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
-        return (values - self._mean).div_(self.card.scale)
+        return values.sub_(self._mean).div_(self.card.scale)
 
 
 class _Network:
@@ -294,7 +296,7 @@ def _boxes_in_image(
     is dlib's, in double and level by level: a tenth of a pixel is often at stake in its final rounding.
 
     Args:
-        image: int64 [n], index into `layouts`.
+        image: int64 [n], index into `layouts`; n at least 1.
         row: int64 [n], of the score map.
         column: int64 [n].
         layouts: of the images of the batch.
@@ -320,7 +322,7 @@ def _boxes_in_image(
     half = (window_px - 1) / 2
     reach = torch.tensor([[-half, -half], [half, half]], dtype=torch.float64, device=device)
     corners = (center[:, None] + reach) - origin  # [n, 2, 2]
-    for step in range(most - 1):
+    for step in range(int(level.max())):
         corners = torch.where((level > step)[:, None, None], corners * 1.2 + 0.3, corners)
     return _round(corners).flatten(1)
 

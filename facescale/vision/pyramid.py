@@ -117,7 +117,7 @@ def _view(plane: torch.Tensor, rect: tuple[int, int, int, int]) -> torch.Tensor:
 
 
 def resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Resize as dlib's resize_image does: bilinear, the corner pixels map onto each other.
+    """Resize as dlib's resize_image does float images: bilinear, corner pixels map onto each other.
 
     Args:
         pixels: float32 [b, h, w, 3].
@@ -125,36 +125,57 @@ def resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
         width: of the result, at least 1 px.
 
     Returns:
-        float32 [b, height, width, 3]. Taken as whole numbers it equals dlib's result for uint8 images, save
-        for at most a few pixels in the last eight columns, which differ by one.
+        float32 [b, height, width, 3], as dlib's but for the last bit or two.
+    """
+    top, bottom, down, _ = _rows(pixels.shape[1], height, pixels.device)
+    left, right, across = _columns(pixels.shape[2], width, pixels.device)
+    rows = torch.lerp(
+        pixels.index_select(1, top).flatten(2), pixels.index_select(1, bottom).flatten(2), down
+    ).unflatten(2, (-1, 3))
+    at_left, at_right = rows.index_select(2, left).flatten(2), rows.index_select(2, right).flatten(2)
+    return torch.lerp(at_left, at_right, across).unflatten(2, (width, 3))
+
+
+def upsample(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Resize as dlib's resize_image does uint8 images: as `resize`, but cut to whole numbers.
+
+    Cutting turns a last bit into a step of one, in every flat region. So this takes the longer way that rounds
+    exactly as dlib does: weights first, then products, then their sum from left to right.
+
+    Args:
+        pixels: float32 [b, h, w, 3], whole numbers.
+        height: of the result, at least 1 px.
+        width: of the result, at least 1 px.
+
+    Returns:
+        float32 [b, height, width, 3], whole numbers, equal to dlib's but for at most a few pixels in the last
+        seven columns.
     """
     top, bottom, down, up = _rows(pixels.shape[1], height, pixels.device)
     left, right, across = _columns(pixels.shape[2], width, pixels.device)
-    at_left, at_right = pixels.index_select(2, left), pixels.index_select(2, right)
     back = 1 - across
-    # Weights first, then products, then a sum from left to right: any other order rounds differently, which
-    # shows where the result is cut to whole numbers.
+    at_left, at_right = pixels.index_select(2, left).flatten(2), pixels.index_select(2, right).flatten(2)
     out = at_left.index_select(1, top).mul_(up * back)
     out += at_right.index_select(1, top).mul_(up * across)
     out += at_left.index_select(1, bottom).mul_(down * back)
     out += at_right.index_select(1, bottom).mul_(down * across)
-    return out
+    return out.floor_().unflatten(2, (width, 3))
 
 
 @lru_cache(maxsize=_CACHED_AXES)
 def _rows(size: int, new_size: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Upper and lower source row (int64 [n]) and their weights, lower first (float32 [n, 1, 1])."""
+    """Upper and lower source row (int64 [n]) and their weights, lower first (float32 [n, 1])."""
     position = _accumulate(-_step(size, new_size), _step(size, new_size), new_size)[1:]
     top = np.floor(position).astype(np.int64)
     fraction = position - top
-    weights = [torch.from_numpy(w.astype(np.float32)[:, None, None]) for w in (fraction, 1 - fraction)]
+    weights = [torch.from_numpy(w.astype(np.float32)[:, None]) for w in (fraction, 1 - fraction)]
     indices = [torch.from_numpy(i) for i in (top, np.minimum(top + 1, size - 1))]
     return tuple(tensor.to(device) for tensor in (*indices, *weights))
 
 
 @lru_cache(maxsize=_CACHED_AXES)
 def _columns(size: int, new_size: int, device: torch.device) -> tuple[torch.Tensor, ...]:
-    """Left and right source column (int64 [n]) and the weight of the right one (float32 [n, 1]).
+    """Left and right source column (int64 [n]); the weight of the right one, once a channel (float32 [n * 3]).
 
     dlib walks along a row four columns at a time and adds up the position in float32, whose error grows to
     hundredths of a pixel on large images; the last columns, for which no four fit, it adds up in double.
@@ -169,7 +190,7 @@ def _columns(size: int, new_size: int, device: torch.device) -> tuple[torch.Tens
     left = np.concatenate([np.trunc(fast), np.floor(slow)]).astype(np.int64)
     fraction = np.concatenate([fast - np.trunc(fast), (slow - np.floor(slow)).astype(np.float32)])
     indices = [torch.from_numpy(i) for i in (left, np.minimum(left + 1, size - 1))]
-    return tuple(tensor.to(device) for tensor in (*indices, torch.from_numpy(fraction[:, None])))
+    return tuple(tensor.to(device) for tensor in (*indices, torch.from_numpy(np.repeat(fraction, 3))))
 
 
 def _step(size: int, new_size: int) -> float:
