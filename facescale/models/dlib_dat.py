@@ -26,6 +26,7 @@ from facescale.errors import CorruptError
 
 _SPECIAL = {32000: np.inf, 32001: -np.inf, 32002: np.nan}
 _LANES = 4096  # chunks of a packed stream that are walked side by side
+_FEW_LANES = 16  # up to here one after the other is faster
 _SMALL = 64  # below this many ints the plain loop beats setting up the lanes
 
 
@@ -242,11 +243,20 @@ def _walk(
     """Follow the chain from each `begin` to the first position not before `stop`; set `mark` on the way."""
     at = begin.copy()
     lanes = np.flatnonzero(at < stop)
-    while len(lanes):
+    while len(lanes) > _FEW_LANES:
         here = at[lanes]
         if mark is not None:
             mark[here] = True
         here = here + step[here]
         at[lanes] = here
         lanes = lanes[here < stop[lanes]]
+    for lane in lanes.tolist():
+        low, high = int(at[lane]), int(stop[lane])
+        steps = step[low:high].tobytes()
+        position = 0
+        while position < len(steps):
+            if mark is not None:
+                mark[low + position] = True
+            position += steps[position]
+        at[lane] = low + position
     return at
