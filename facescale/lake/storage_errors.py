@@ -30,6 +30,9 @@ _AWAY = {
     errno.ENOTCONN,
     errno.EPIPE,
     errno.EAGAIN,
+    # What s3fs makes of SlowDown, ServiceUnavailable and InternalError.
+    errno.EBUSY,
+    errno.EREMOTEIO,
 }
 # Client libraries of object stores raise classes of their own that are no OSError.
 _CLIENT_PACKAGES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "s3fs", "urllib3"}
@@ -55,15 +58,19 @@ def storage_errors(location: str, action: str) -> Iterator[None]:
 
     Raises:
         DiskFullError: no space or quota left.
-        UsageError: permission denied, read-only file system, or no credentials.
+        UsageError: permission denied, read-only file system, no credentials, or a bucket that does not exist.
         TransientError: the network or the storage service failed; resubmitting can mend it.
         FacescaleError: any other storage failure.
-        FileNotFoundError: as it came, because to callers it is an answer.
+        FileNotFoundError: as it came, because to readers it is an answer.
     """
     try:
         yield
-    except (FileNotFoundError, FileExistsError, FacescaleError):
+    except FacescaleError:
         raise
+    except FileNotFoundError as error:
+        if action != "write":
+            raise
+        raise UsageError(f"cannot write {location}: its bucket or folder is not there; create it first") from error
     except OSError as error:
         raise _translated(error, location, action) from error
     except Exception as error:
@@ -87,7 +94,8 @@ def _translated(error: OSError, location: str, action: str) -> FacescaleError:
         return UsageError(
             f"cannot {action} {location}: {reason}; grant access to it, or choose another place"
         )
-    if error.errno == errno.ENOTDIR:
+    # Making a folder where a file is: EEXIST from mkdir, ENOTDIR further down, FileExistsError from memory://.
+    if error.errno in {errno.ENOTDIR, errno.EEXIST} or isinstance(error, FileExistsError):
         return UsageError(f"cannot {action} {location}: one of its parents is a file; choose another place")
     # Object stores have no errno: s3fs and gcsfs raise bare OSError for what they could not do just now.
     if error.errno in _AWAY or error.errno is None or isinstance(error, (ConnectionError, TimeoutError)):
