@@ -1,0 +1,1 @@
+"""Detection, landmarks, alignment and embedding: batches of pixels in, boxes, points and descriptors out."""

@@ -131,9 +131,9 @@ def resize(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     left, right, across = _columns(pixels.shape[2], width, pixels.device)
     rows = torch.lerp(
         pixels.index_select(1, top).flatten(2), pixels.index_select(1, bottom).flatten(2), down
-    ).unflatten(2, (-1, 3))
+    ).reshape(len(pixels), height, -1, 3)
     at_left, at_right = rows.index_select(2, left).flatten(2), rows.index_select(2, right).flatten(2)
-    return torch.lerp(at_left, at_right, across).unflatten(2, (width, 3))
+    return torch.lerp(at_left, at_right, across).reshape(-1, height, width, 3)
 
 
 def upsample(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -159,7 +159,7 @@ def upsample(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
     out += at_right.index_select(1, top).mul_(up * across)
     out += at_left.index_select(1, bottom).mul_(down * back)
     out += at_right.index_select(1, bottom).mul_(down * across)
-    return out.floor_().unflatten(2, (width, 3))
+    return out.floor_().reshape(-1, height, width, 3)
 
 
 @lru_cache(maxsize=_CACHED_AXES)
