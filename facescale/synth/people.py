@@ -15,7 +15,7 @@ import numpy as np
 
 from facescale.synth.portrait import SHAPE
 from facescale.synth.raster import blur, convert, ellipse, strokes
-from facescale.synth.warp import least_stretch, spread
+from facescale.synth.warp import spread, steepness
 
 if TYPE_CHECKING:
     from facescale.synth.portrait import Portrait
@@ -34,7 +34,7 @@ _HAIR = np.array(
     ]
 )
 _MODE_LIMIT = 2.0  # coefficients beyond this many standard deviations are clipped: caricature, not variety
-_MIN_STRETCH = 0.3  # local area ratio below which skin visibly crumples
+_MAX_STEEPNESS = 0.85  # of a warp; nearer to 1 skin visibly crumples, and poses add to it
 _RIM = (1.45, 2.1)  # of glasses, in half widths and half heights of an eye
 # Center x, y, half width, half height in px of the portrait.
 _LIPS, _MOUTH, _BEARD = (224, 147, 25, 10), (224, 147, 22, 10), (224, 154, 42, 25)
@@ -72,7 +72,7 @@ class Person:
 
 
 def draw_people(portrait: Portrait, count: int, rng: np.random.Generator, *, strength: float) -> list[Person]:
-    """Draw people at random; those whose warp would fold are dropped, so fewer than `count` may come back.
+    """Draw people at random; those whose warp nearly folds are dropped, so fewer than `count` may come back.
 
     Args:
         portrait: supplies points and modes.
@@ -85,7 +85,7 @@ def draw_people(portrait: Portrait, count: int, rng: np.random.Generator, *, str
     displacement = np.einsum("nm,mpc->npc", weights, portrait.identity_modes)
     # Nobody is symmetric: a little of what no mode describes.
     displacement += rng.normal(size=(count, P, 2)) * (0.006 * portrait.face_width * strength)
-    unfolded = least_stretch(spread(displacement)) > _MIN_STRETCH
+    smooth = steepness(spread(displacement)) < _MAX_STEEPNESS
     hair = _HAIR[rng.integers(len(_HAIR), size=count)] * rng.uniform(0.88, 1.12, (count, 3))
     gain = rng.uniform(0.58, 1.06, count)
     skin = np.stack([gain, rng.normal(0, 2.5, count), rng.normal(1, 2, count)], axis=1)
@@ -108,7 +108,7 @@ def draw_people(portrait: Portrait, count: int, rng: np.random.Generator, *, str
             frame=int(frame[i]),
             seed=int(seeds[i]),
         )
-        for i in np.flatnonzero(unfolded)
+        for i in np.flatnonzero(smooth)
     ]
 
 

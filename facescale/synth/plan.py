@@ -14,6 +14,7 @@ from facescale.errors import UsageError
 from facescale.synth.files import DAMAGE, FORMATS
 
 CLEAN, WRONG_LABEL, LOW_QUALITY, TWO_FACES = "clean", "wrong_label", "low_quality", "two_faces"
+FACELESS = ("chelsea", "coffee", "coins", "rocket", "horse")  # of skimage.data, nobody in sight
 NO_FACE, EXACT_DUPLICATE, NEAR_DUPLICATE = "no_face", "exact_duplicate", "near_duplicate"
 _FORMAT_SHARES = {"jpeg": 0.84, "png": 0.04, "webp": 0.05, "rotated": 0.05, "mislabeled": 0.02}
 
@@ -70,6 +71,7 @@ class Shot:
         claimed: identity whose folder it is in.
         people: identities in the picture.
         file_format: a key of FORMATS; ignored for copies and damaged files.
+        picture: what a picture without people shows, one of FACELESS.
         original: index of the shot this one copies, else None.
         path: relative to the images folder.
     """
@@ -79,6 +81,7 @@ class Shot:
     claimed: int
     people: tuple[int, ...] = ()
     file_format: str = "jpeg"
+    picture: str = ""
     original: int | None = None
     path: str = ""
 
@@ -123,8 +126,8 @@ def plan_shots(
     for _ in range(planted.two_faces):
         person = anyone()
         add(TWO_FACES, person, (person, other_than(person)))
-    for _ in range(planted.no_faces):
-        add(NO_FACE, anyone())
+    for i in range(planted.no_faces):
+        add(NO_FACE, anyone(), picture=FACELESS[i % len(FACELESS)])
     for kind in DAMAGE:
         for _ in range(planted.damaged):
             person = anyone()

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from facescale.synth.cast import Cast
 
-_FACELESS = ("chelsea", "coffee", "coins", "rocket", "horse")
-
 
 class Shooting:
     """Renders and writes the shots; one person's pictures at a time, as painting costs more than photographing."""
@@ -80,10 +78,9 @@ class Shooting:
     def _shoot(self, shot: Shot, painted: dict[int, np.ndarray]) -> dict[str, Any]:
         rng = np.random.default_rng(self._seeds[shot.index])
         if shot.kind == NO_FACE:
-            name = _FACELESS[rng.integers(len(_FACELESS))]
-            pixels = _faceless(name, rng)
+            pixels = _faceless(shot.picture, rng)
             data = encode(pixels, shot.file_format, int(rng.integers(70, 96)))
-            return self._write(shot, data, pixels, np.zeros((0, 4)), [name, *_storage(shot)])
+            return self._write(shot, data, pixels, np.zeros((0, 4)), [shot.picture, *_storage(shot)])
         draw = {TWO_FACES: pair_scene, LOW_QUALITY: poor_scene}.get(shot.kind, single_scene)
         scene = draw(rng)
         sitters = [

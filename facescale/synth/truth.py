@@ -66,9 +66,9 @@ class SynthSummary:
         reused: the crawl was there already, made with the same arguments, and nothing was done.
     """
 
-    out: Path
-    images: Path
-    truth: Path
+    out: str
+    images: str
+    truth: str
     identities: int
     files: int
     total_bytes: int
@@ -162,9 +162,9 @@ def _summary(
     folder: Path, made: dict[str, Any], *, seconds: float = 0.0, reused: bool = False
 ) -> SynthSummary:
     return SynthSummary(
-        out=folder,
-        images=folder / IMAGES_FOLDER,
-        truth=folder / TRUTH_FILE,
+        out=str(folder),
+        images=str(folder / IMAGES_FOLDER),
+        truth=str(folder / TRUTH_FILE),
         identities=made["request"]["identities"],
         files=made["files"],
         total_bytes=made["total_bytes"],

@@ -51,12 +51,12 @@ def make_warp(displacement: np.ndarray) -> Warp:
     """Spread the displacement of the portrait's points over the picture.
 
     Args:
-        displacement: float64 [P, 2] px, small enough not to fold (see `least_stretch`).
+        displacement: float64 [P, 2] px, small enough not to fold (see `steepness`).
     """
     forward = spread(displacement)
     backward = -forward
     nodes = _nodes()
-    for _ in range(_INVERSE_ROUNDS):  # v(q) = -u(q + v(q)) contracts while the warp does not fold
+    for _ in range(_INVERSE_ROUNDS):  # v(q) = -u(q + v(q)) contracts while the warp is nowhere steeper than 1
         backward = -_sample(forward, nodes + backward)
     return Warp(forward, backward)
 
@@ -74,19 +74,19 @@ def spread(displacement: np.ndarray) -> np.ndarray:
     return np.asarray(field.reshape(*displacement.shape[:-2], _NODES, _NODES, 2).astype(np.float32))
 
 
-def least_stretch(forward: np.ndarray) -> np.ndarray:
-    """Smallest local area ratio of each warp; 0 or less means that the picture folds over itself.
+def steepness(forward: np.ndarray) -> np.ndarray:
+    """Largest slope of each warp: below 1 it folds nowhere and `make_warp` inverts it.
 
     Args:
         forward: float32 [..., g, g, 2] px.
 
     Returns:
-        float32 [...].
+        float32 [...], the largest Frobenius norm of the displacement's derivative between neighboring nodes.
     """
-    across = np.diff(forward, axis=-2)[..., :-1, :, :] / _STEP_PX
-    down = np.diff(forward, axis=-3)[..., :, :-1, :] / _STEP_PX
-    area = (1 + across[..., 0]) * (1 + down[..., 1]) - across[..., 1] * down[..., 0]
-    return np.asarray(area.min(axis=(-2, -1)))
+    across = np.diff(forward, axis=-2)[..., :-1, :, :]
+    down = np.diff(forward, axis=-3)[..., :, :-1, :]
+    square = (across**2).sum(axis=-1) + (down**2).sum(axis=-1)
+    return np.asarray(np.sqrt(square.max(axis=(-2, -1))) / np.float32(_STEP_PX))
 
 
 def turn_head(portrait: Portrait, yaw_deg: float, pitch_deg: float) -> np.ndarray:
