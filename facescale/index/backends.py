@@ -28,7 +28,12 @@ if TYPE_CHECKING:
     from facescale.index.plan import Layout
 
 _GPU_MAX_K = 2048  # faiss-gpu selects at most so many neighbors, and probes at most so many lists
-_GPU_KINDS = ("flat", "ivf_flat", "ivf_fp16", "ivf_sq8")  # graphs have no GPU form, product codes only some lengths
+_GPU_KINDS = (
+    "flat",
+    "ivf_flat",
+    "ivf_fp16",
+    "ivf_sq8",
+)  # graphs have no GPU form, product codes only some lengths
 
 
 class LoadedShard(Protocol):

@@ -343,7 +343,11 @@ def _parts_with_sizes(
     found = []
     for path, size in lake.store.list(embeddings.folder):
         part = part_of_path(path[skip:])
-        if part is None or (done is not None and part not in done) or (wanted is not None and part not in wanted):
+        if (
+            part is None
+            or (done is not None and part not in done)
+            or (wanted is not None and part not in wanted)
+        ):
             continue
         found.append((part, size))
     found.sort()
@@ -353,14 +357,14 @@ def _parts_with_sizes(
 def _dimension(lake: Lake, embeddings: TableVersion, parts: list[tuple[int, int]]) -> int:
     """Length of the vectors, from the schema of a part."""
     if not parts:
-        raise UsageError(f"{lake.store.location(embeddings.folder)} has no finished parts: run `facescale extract` first")
+        raise UsageError(
+            f"{lake.store.location(embeddings.folder)} has no finished parts: run `facescale extract` first"
+        )
     with lake.store.open_parquet(embeddings.part_path(PartKey(*parts[0], 0))) as file:
         return int(file.schema_arrow.field("embedding").type.list_size)
 
 
-def _cut(
-    plan: IndexPlan, parts: list[tuple[int, int]], sizes: NDArray[np.int64]
-) -> tuple[IndexShard, ...]:
+def _cut(plan: IndexPlan, parts: list[tuple[int, int]], sizes: NDArray[np.int64]) -> tuple[IndexShard, ...]:
     """Contiguous runs of parts of about equal size, one for each shard."""
     if plan.count == 0:
         return ()
@@ -371,4 +375,3 @@ def _cut(
         expected = round(plan.count * int(sizes[start:stop].sum()) / total)
         shards.append(IndexShard(PartKey(number, 0, expected), tuple(parts[start:stop])))
     return tuple(shards)
-

@@ -107,7 +107,8 @@ class TrainStage:
             num_queries=build.num_queries,
             seed=build.settings.seed,
         )
-        template, record = b"", {"queries": len(sample.query_ids), "seed": build.settings.seed}
+        template = b""
+        record: dict[str, Any] = {"queries": len(sample.query_ids), "seed": build.settings.seed}
         if plan.train_size:
             template = self.backend.train(
                 plan.layout, sample.train, seed=build.settings.seed, threads=self.threads, gpu=build.gpu
