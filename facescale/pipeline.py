@@ -62,10 +62,11 @@ def describe() -> str:
 
 def _extract(context: JobContext) -> list[StageSummary]:
     from facescale.driver.extract import run_extract
-    from facescale.driver.label import run_label
 
     stages = run_extract(context)
     if context.config.labels.source is not None:
+        from facescale.driver.label import run_label
+
         stages.append(run_label(context))
     return stages
 

@@ -56,7 +56,7 @@ class PartFailed:
 
 def key_of(unit: Any) -> PartKey:
     """The part a unit of work makes: the unit itself, or its `key`."""
-    return unit if isinstance(unit, PartKey) else unit.key  # type: ignore[no-any-return]
+    return unit if isinstance(unit, PartKey) else unit.key
 
 
 def thread_environment(threads: int) -> dict[str, str]:

@@ -110,4 +110,6 @@ class EmbedStage:
         images = list(self.pool.map(decode_jpeg, crops["jpeg"].to_pylist()))
         landmarks = faces["landmarks"].combine_chunks().flatten().to_numpy().reshape(len(faces), -1, 2)
         matrices = crops["matrix"].combine_chunks().flatten().to_numpy().reshape(-1, 2, 3)
-        return self.embedder.embed(chips_from_crops(images, matrices, landmarks, self.embedder.card.template))
+        return self.embedder.embed(
+            chips_from_crops(images, matrices, landmarks, self.embedder.card.template or "")
+        )

@@ -23,7 +23,7 @@ from facescale.lake.ids import MAX_FACES, make_face_id, make_image_id
 from facescale.lake.schema import table_schema
 from facescale.lake.stage import Guard, StageResult
 from facescale.sources.read import read_part
-from facescale.vision.align import extract_chips
+from facescale.vision.align import check_scheme, extract_chips
 from facescale.vision.crops import encode_jpeg, face_geometry, wide_crops
 from facescale.vision.registry import load_detector, load_embedder, load_landmarker
 
@@ -117,12 +117,14 @@ class ExtractStage:
             s.detector, device=s.device, precision=s.precision, min_face_px=s.min_face_px
         )
         self.landmarker = load_landmarker(s.landmarker, device=s.device)
-        self.embedder = (
-            load_embedder(s.embedder, device=s.device, precision=s.precision, batch=s.embed_batch)
-            if self.versions.embeddings
-            else None
-        )
-        self.scheme = self.detector.card.landmark_scheme or self.landmarker.card.landmark_scheme
+        self.scheme = self.detector.card.landmark_scheme or self.landmarker.card.landmark_scheme or ""
+        self.embedder = self.template = None
+        if self.versions.embeddings is not None:
+            self.embedder = load_embedder(
+                s.embedder, device=s.device, precision=s.precision, batch=s.embed_batch
+            )
+            self.template = self.embedder.card.template or ""
+            check_scheme(self.template, self.scheme, embedder=s.embedder)
         self.pool = ThreadPoolExecutor(s.decode_threads, thread_name_prefix="decode")
 
     def process(self, part: SourcePart, guard: Guard) -> StageResult:
@@ -198,17 +200,15 @@ class ExtractStage:
             return
         rows, images, faces_of = (list(column) for column in zip(*with_faces, strict=True))
         landmarks = self._landmarks(images, faces_of)
-        crops = [
-            wide_crops(image, points, self.scheme) for image, points in zip(images, landmarks, strict=True)
-        ]
         columns.add_faces(rows, faces_of, landmarks, self.scheme)
         columns.add_crops(
-            [self.pool.submit(encode_jpeg, crop) for crops_of, _ in crops for crop in crops_of],
-            [crop.shape[:2] for crops_of, _ in crops for crop in crops_of],
-            [matrices for _, matrices in crops],
+            [
+                self.pool.submit(_cut_crops, image, points, self.scheme)
+                for image, points in zip(images, landmarks, strict=True)
+            ]
         )
-        if self.embedder is not None:
-            columns.chips.append(extract_chips(images, landmarks, self.embedder.card.template))
+        if self.embedder is not None and self.template is not None:
+            columns.chips.append(extract_chips(images, landmarks, self.template))
             waiting = sum(len(chips) for chips in columns.chips)
             if flush or waiting >= self.settings.embed_batch:
                 self._embed(columns, keep=0 if flush else waiting % self.settings.embed_batch)
@@ -229,6 +229,16 @@ class ExtractStage:
         columns.embeddings.append(_halving(self.embedder.embed, chips[:ready], join=np.concatenate))
 
 
+_Crops = tuple[list[bytes], list[tuple[int, int]], np.ndarray]
+"""JPEG bytes, (height, width) and float32 [n, 2, 3] matrices of one image's crops."""
+
+
+def _cut_crops(image: np.ndarray, landmarks: np.ndarray, scheme: str) -> _Crops:
+    crops, matrices = wide_crops(image, landmarks, scheme)
+    sizes = [crop.shape[:2] for crop in crops]
+    return [encode_jpeg(crop) for crop in crops], sizes, matrices.astype(np.float32)
+
+
 @dataclass
 class _Columns:
     """The growing tables of one part."""
@@ -242,7 +252,7 @@ class _Columns:
     rolls: list[np.ndarray] = field(default_factory=list)
     inter_eyes: list[np.ndarray] = field(default_factory=list)
     jpegs: list[bytes] = field(default_factory=list)
-    encoding: list[Future[bytes]] = field(default_factory=list)
+    cutting: list[Future[_Crops]] = field(default_factory=list)
     sizes: list[tuple[int, int]] = field(default_factory=list)
     matrices: list[np.ndarray] = field(default_factory=list)
     chips: list[np.ndarray] = field(default_factory=list)
@@ -266,16 +276,21 @@ class _Columns:
         self.inter_eyes.append(inter_eye)
         self.rolls.append(roll)
 
-    def add_crops(
-        self, encoding: list[Future[bytes]], sizes: list[tuple[int, int]], matrices: list[np.ndarray]
-    ) -> None:
-        self.jpegs.extend(future.result() for future in self.encoding)  # bounds the pixels that wait
-        self.encoding = encoding
-        self.sizes.extend(sizes)
-        self.matrices.extend(matrices)
+    def add_crops(self, cutting: list[Future[_Crops]]) -> None:
+        """Take the crops of one micro-batch while they are made; those before it must be ready first."""
+        self._finish_crops()  # bounds the pixels that wait
+        self.cutting = cutting
+
+    def _finish_crops(self) -> None:
+        for future in self.cutting:
+            jpegs, sizes, matrices = future.result()
+            self.jpegs.extend(jpegs)
+            self.sizes.extend(sizes)
+            self.matrices.append(matrices)
+        self.cutting = []
 
     def result(self, versions: ExtractVersions, dim: int) -> StageResult:
-        self.jpegs.extend(future.result() for future in self.encoding)
+        self._finish_crops()
         face_ids = _concat(self.face_ids, (0,), np.int64)
         tables = [(versions.faces, self._faces(face_ids)), (versions.crops, self._crops(face_ids))]
         if versions.embeddings is not None:
