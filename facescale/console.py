@@ -10,8 +10,9 @@ import dataclasses
 import json
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from facescale.engine.worker import PartDone
 
 _PLAIN_EVERY_S = 5.0
+_WIDTH = 140
 
 
 class ConsoleReporter:
@@ -108,8 +110,12 @@ class ConsoleReporter:
 
 def make_console(*, json_output: bool) -> tuple[Console, ConsoleReporter]:
     """The console results go to, and the reporter (always on standard error)."""
-    out = Console(file=sys.stderr) if json_output else Console()
-    return out, ConsoleReporter(Console(file=sys.stderr))
+    return _console(sys.stderr if json_output else sys.stdout), ConsoleReporter(_console(sys.stderr))
+
+
+def _console(file: TextIO) -> Console:
+    # Away from a terminal rich assumes 80 columns, which breaks ids and fingerprints in two.
+    return Console(file=file, width=None if file.isatty() else _WIDTH)
 
 
 def print_json(value: Any) -> None:
@@ -122,7 +128,7 @@ def print_table(
     console: Console, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None
 ) -> None:
     """Print rows; numbers are right-aligned, and text from the data is never read as markup."""
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     rows = [list(row) for row in rows]
     for index, name in enumerate(columns):
         numeric = bool(rows) and all(isinstance(row[index], int | float) for row in rows)

@@ -71,10 +71,11 @@ def place(
         count = min(workers or fitting, max(1, num_parts))
         cpus = float(threads or max(1, int(cluster.cpus / fitting)))
         return Placement(count, cpus, gpus_per_worker, int(cpus))
+    if threads is not None and threads > cluster.cpus:
+        raise UsageError(f"--threads {threads} is more than the {cluster.cpus:g} CPUs there are")
     each = threads or max(1, min(threads_wanted, int(cluster.cpus)))
-    if each > cluster.cpus:
-        raise UsageError(f"--threads {each} is more than the {cluster.cpus:g} CPUs there are")
-    fitting = max(1, int(cluster.cpus // each))
-    count = min(workers or fitting, max(1, num_parts))
+    count = min(workers or max(1, int(cluster.cpus // each)), max(1, num_parts))
+    if threads is None and workers is None:
+        each = max(each, int(cluster.cpus // count))  # few parts: the CPUs left over become threads
     # More workers than fit is the user's explicit wish: reserve less for each rather than wait for ever.
     return Placement(count, min(float(each), cluster.cpus / count), 0.0, each)
