@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,7 @@ def test_every_ingredient_counts(stage, settings, revision, inputs):
 
 
 def test_equal_json_gives_equal_names():
-    class Precision(str, Enum):
+    class Precision(StrEnum):
         BF16 = "bf16"
 
     assert fingerprint("s", {"a": (1, 2), "p": Precision.BF16, "f": np.float64(0.5)}, 1, {}) == fingerprint(
