@@ -80,7 +80,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """A row of the plan, as reading needs it."""
 
     uri: str
@@ -125,22 +125,22 @@ def read_part(store: Store, part: SourcePart, *, max_bytes: int, threads: int = 
     return iterate_ahead(members, weigh=lambda member: len(member.data or b""), budget=AHEAD_BYTES)
 
 
-def _file_sources(store: Store, part: SourcePart) -> list[_Source]:
+def _file_sources(store: Store, part: SourcePart) -> list[Source]:
     table = store.read_table(part.shard_path, ["uri", "bytes", "stamp"])
     rows = table.slice(part.key.first_row, part.key.num_rows)
     columns = (rows.column(name).to_pylist() for name in ("uri", "bytes", "stamp"))
-    return [_Source(*values) for values in zip(*columns, strict=True)]
+    return [Source(*values) for values in zip(*columns, strict=True)]
 
 
-def _container_source(store: Store, part: SourcePart) -> _Source:
+def _container_source(store: Store, part: SourcePart) -> Source:
     columns = ["uri", "bytes", "stamp", "part_rows", "part_offsets"]
     (row,) = store.read_table(part.shard_path, columns).to_pylist()
     offsets = row["part_offsets"]
     offset = None if offsets is None else offsets[part.key.first_row // row["part_rows"]]
-    return _Source(row["uri"], row["bytes"], row["stamp"], offset)
+    return Source(row["uri"], row["bytes"], row["stamp"], offset)
 
 
-def read_file(row: int, source: _Source, max_bytes: int) -> Member:
+def read_file(row: int, source: Source, max_bytes: int) -> Member:
     """Read one file, making sure that it is the file that was planned."""
     member = Member(row, source.uri)
     try:
@@ -156,7 +156,7 @@ def read_file(row: int, source: _Source, max_bytes: int) -> Member:
     return member
 
 
-def _local_bytes(source: _Source) -> bytes:
+def _local_bytes(source: Source) -> bytes:
     # O_NONBLOCK: a pipe that has taken the file's place must not block; it means nothing for regular files.
     descriptor = os.open(path_of_uri(source.uri), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb", buffering=0) as file:
@@ -167,20 +167,20 @@ def _local_bytes(source: _Source) -> bytes:
     return data
 
 
-def _check_stat(info: os.stat_result, source: _Source) -> None:
+def _check_stat(info: os.stat_result, source: Source) -> None:
     if not stat.S_ISREG(info.st_mode):
         raise _BadSourceError("source_changed", f"is no file any more; {_CHANGED}")
     _check_same(info.st_size, str(info.st_mtime_ns), source)
 
 
-def _check_same(size: int, stamp: str, source: _Source) -> None:
+def _check_same(size: int, stamp: str, source: Source) -> None:
     if size != source.bytes:
         raise _BadSourceError("source_changed", f"was {source.bytes:,} bytes, is {size:,}; {_CHANGED}")
     if stamp != source.stamp:
         raise _BadSourceError("source_changed", f"was written again after it was planned; {_CHANGED}")
 
 
-def _remote_bytes(source: _Source) -> bytes:
+def _remote_bytes(source: Source) -> bytes:
     fs = filesystem(source.uri.partition("://")[0])
     path = fs._strip_protocol(source.uri)
     _check_remote(fs, path, source)
@@ -190,7 +190,7 @@ def _remote_bytes(source: _Source) -> bytes:
     return data
 
 
-def _check_remote(fs: Any, path: str, source: _Source) -> None:
+def _check_remote(fs: Any, path: str, source: Source) -> None:
     info = fs.info(path)
     _check_same(int(info.get("size") or 0), remote_stamp(info), source)
 
@@ -207,7 +207,7 @@ def _storage_verdict(error: Exception) -> tuple[str, str]:
     return "transient", f"{reason}; run again with --retry-failed"
 
 
-def _read_container(source: _Source, part: SourcePart, max_bytes: int) -> Iterator[Member]:
+def _read_container(source: Source, part: SourcePart, max_bytes: int) -> Iterator[Member]:
     """Members of a part of a tar or Parquet file; when it breaks off, the rest of the rows with a status."""
     key = part.key
     row, end = key.first_row, key.first_row + key.num_rows
@@ -235,7 +235,7 @@ def _read_container(source: _Source, part: SourcePart, max_bytes: int) -> Iterat
         yield Member(left, member_uri(source.uri, f"row={left}"), None, status, detail)
 
 
-def _check_container(source: _Source) -> None:
+def _check_container(source: Source) -> None:
     if is_remote(source.uri):
         fs = filesystem(source.uri.partition("://")[0])
         _check_remote(fs, fs._strip_protocol(source.uri), source)
@@ -243,7 +243,7 @@ def _check_container(source: _Source) -> None:
         _check_stat(os.stat(path_of_uri(source.uri)), source)
 
 
-def _read_tar(stream: Any, source: _Source, row: int, end: int, max_bytes: int) -> Iterator[Member]:
+def _read_tar(stream: Any, source: Source, row: int, end: int, max_bytes: int) -> Iterator[Member]:
     """Images from the part's first header on. A member that the file's end cuts short gives what there is."""
     stream.seek(source.offset or 0)
     for info in tar_members(stream):
@@ -262,7 +262,7 @@ def _read_tar(stream: Any, source: _Source, row: int, end: int, max_bytes: int) 
             return
 
 
-def _read_parquet(stream: Any, source: _Source, row: int, end: int, max_bytes: int) -> Iterator[Member]:
+def _read_parquet(stream: Any, source: Source, row: int, end: int, max_bytes: int) -> Iterator[Member]:
     """Rows by row group, a few at a time. Row groups are read from their start, so huge ones cost each part anew."""
     with pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20) as file:
         column = image_column(file.schema_arrow)
