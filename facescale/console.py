@@ -30,12 +30,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from facescale.driver.context import JobSummary
+    from facescale.driver.demo import DemoResult
     from facescale.driver.dry_run import DryRun
     from facescale.driver.lake_info import LakeInfo
+    from facescale.driver.search import SearchResult
     from facescale.engine.worker import PartDone
 
 _PLAIN_EVERY_S = 5.0
 _WIDTH = 140
+_MAX_HITS = 200
 
 
 class ConsoleReporter:
@@ -200,6 +203,47 @@ def print_info(console: Console, info: LakeInfo) -> None:
     )
     if info.other_versions:
         console.print(f"{info.other_versions} other versions: facescale lake versions", highlight=False)
+
+
+def print_hits(console: Console, result: SearchResult) -> None:
+    """Print what a search found."""
+    rows = [
+        (
+            hit["query"] if hit["rank"] == 1 else "",
+            hit["rank"],
+            hit["similarity"],
+            str(hit["face_id"]),
+            hit["uri"],
+            " ".join(f"{value:.0f}" for value in hit["box"]),
+            hit["label"],
+        )
+        for hit in result.hits.slice(0, _MAX_HITS).to_pylist()
+    ]
+    columns = ["query", "rank", "similarity", "face_id", "image", "box", "label"]
+    recall = "" if result.recall is None else f", measured recall {result.recall:.4f}"
+    print_table(console, columns, rows, title=f"{result.queries:,} queries on {result.index}{recall}")
+    if result.hits.num_rows > _MAX_HITS:
+        console.print(f"{result.hits.num_rows:,} hits, the first {_MAX_HITS} shown: --out FILE keeps all")
+    if result.output is not None:
+        console.print(f"hits: {result.output}", markup=False, highlight=False, soft_wrap=True)
+
+
+def print_demo(console: Console, result: DemoResult) -> None:
+    """Print what was planted in the synthetic crawl against what was found."""
+    print_summary(console, result.summary)
+    rows = [
+        (score.name, score.planted, score.found, score.share, score.floor, score.ok, score.meaning)
+        for score in result.scores
+    ]
+    columns = ["planted kind", "planted", "found", "share", "floor", "ok", "what counts as found"]
+    print_table(console, columns, rows, title="the synthetic crawl: planted against found")
+    console.print(
+        f"{result.seconds:.0f} s in all. A fixture for plumbing, not evidence about recognition. "
+        f"Look on with: facescale lake info {result.summary.lake}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def print_mapping(console: Console, title: str, values: Any) -> None:

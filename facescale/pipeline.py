@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from facescale.driver.context import JobContext, JobSummary, Reporter, StageSummary
+    from facescale.driver.demo import DemoResult
     from facescale.driver.dry_run import DryRun
 
 
@@ -139,6 +140,31 @@ def dry_run(job: str, config: JobConfig) -> DryRun:
     from facescale.driver.dry_run import plan_job
 
     return plan_job(job, config)
+
+
+def run_demo(
+    out: str,
+    *,
+    identities: int = 40,
+    images_per_identity: int = 8,
+    seed: int = 0,
+    workers: int | None = None,
+    reporter: Reporter | None = None,
+) -> DemoResult:
+    """Run the main job on a synthetic crawl and score it; see facescale.driver.demo."""
+    from facescale.driver import demo
+    from facescale.driver.context import SilentReporter
+
+    report = reporter or SilentReporter()
+    return demo.run_demo(
+        out,
+        identities=identities,
+        images_per_identity=images_per_identity,
+        seed=seed,
+        workers=workers,
+        run=lambda config: run_job("run", config, report),
+        reporter=report,
+    )
 
 
 def _open_for_extract(config: JobConfig) -> Any:

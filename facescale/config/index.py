@@ -45,3 +45,9 @@ class SearchConfig(Config):
 
     min_similarity: float = Field(default=-1.0, ge=-1, le=1)
     """Leave out hits below this cosine."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where query images are embedded."""
+
+    plugins: tuple[str, ...] = ()
+    """Python modules to import first: they register further models."""
