@@ -26,6 +26,7 @@ from facescale.errors import CorruptError
 
 _SPECIAL = {32000: np.inf, 32001: -np.inf, 32002: np.nan}
 _LANES = 4096  # chunks of a packed stream that are walked side by side
+_ROUNDS = 8  # of walking all chunks that start wrong; two are usual
 _FEW_LANES = 16  # up to here one after the other is faster
 _SMALL = 64  # below this many ints the plain loop beats setting up the lanes
 
@@ -224,11 +225,13 @@ def _token_starts(raw: np.ndarray) -> np.ndarray:
     begin = first.copy()
     end = np.empty_like(begin)
     stale = np.arange(len(first))
+    rounds = 0
     while len(stale):
         end[stale] = _walk(step, begin[stale], stop[stale], None)
-        wrong = np.flatnonzero(begin[1:] != end[:-1]) + 1
-        begin[wrong] = end[wrong - 1]
-        stale = wrong
+        rounds += 1
+        # Streams exist whose chains never fall in: there only the first wrong start is known to be put right.
+        stale = (np.flatnonzero(begin[1:] != end[:-1]) + 1)[: None if rounds < _ROUNDS else 1]
+        begin[stale] = end[stale - 1]
     is_start = np.zeros(size, bool)
     _walk(step, begin, stop, is_start)
     return np.flatnonzero(is_start)

@@ -109,7 +109,7 @@ class DlibLandmarker:
             for start in range(0, total, _FACES_AT_ONCE):
                 part = slice(start, start + _FACES_AT_ONCE)
                 points[part] = self._locate([images[i] for i in owner[part]], rects[part])
-        return np.split(points, counts.cumsum()[:-1])
+        return np.split(points, counts.cumsum()[:-1]) if len(counts) else []
 
     def _locate(self, images: Sequence[np.ndarray], rects: np.ndarray) -> np.ndarray:
         """Landmarks of N faces, each with its own image and rect (dlib's convention, float64 [N, 4])."""

@@ -117,7 +117,7 @@ class DlibRecognizer:
         descriptors = np.empty((len(chips), self.dim), np.float32)
         with torch.inference_mode(), self._exact():
             for start in range(0, len(chips), self.batch):
-                part = np.ascontiguousarray(chips[start : start + self.batch])
+                part = chips[start : start + self.batch].copy()  # torch wants it contiguous and writable
                 pixels = torch.from_numpy(part).to(self.device)
                 descriptors[start : start + len(part)] = self.network(pixels).float().cpu().numpy()
         return descriptors
