@@ -50,7 +50,8 @@ def write_parquet(table: pa.Table, sink: pa.NativeFile, footer: Mapping[str, str
         compression_level=_levels(table.schema),
         use_dictionary=[field.name for field in table.schema if _has_dictionary(field)],
         row_group_size=row_group_rows(table),
-        write_statistics=True,
+        # Ranges of ids and numbers let readers skip row groups; those of pictures and vectors are only bulk.
+        write_statistics=[f.name for f in table.schema if not _is_blob(f.type)],
         write_page_checksum=True,
     )
 
@@ -140,6 +141,10 @@ def _as_text(metadata: Mapping[bytes, bytes] | None) -> dict[str, str]:
 
 def _has_dictionary(field: pa.Field) -> bool:
     return pa.types.is_string(field.type) and field.name not in _UNIQUE_TEXTS
+
+
+def _is_blob(dtype: pa.DataType) -> bool:
+    return pa.types.is_nested(dtype) or pa.types.is_binary(dtype) or pa.types.is_fixed_size_binary(dtype)
 
 
 def _leaves(schema: pa.Schema) -> list[tuple[str, pa.Field]]:

@@ -70,7 +70,9 @@ def storage_errors(location: str, action: str) -> Iterator[None]:
     except FileNotFoundError as error:
         if action != "write":
             raise
-        raise UsageError(f"cannot write {location}: its bucket or folder is not there; create it first") from error
+        raise UsageError(
+            f"cannot write {location}: its bucket or folder is not there; create it first"
+        ) from error
     except OSError as error:
         raise _translated(error, location, action) from error
     except Exception as error:

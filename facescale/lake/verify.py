@@ -12,8 +12,8 @@ import numpy as np
 
 from facescale.errors import CorruptError, DataError
 from facescale.lake import parquet
-from facescale.lake.ids import make_image_id
-from facescale.lake.lineage import images_of
+from facescale.lake.ids import MAX_FACES, make_image_id
+from facescale.lake.lineage import images_of, versions_of
 from facescale.lake.parts import (
     NO_MODEL,
     ROWS_KEY,
@@ -103,7 +103,7 @@ class _Verification:
         self.plan: dict[int, dict[int, int] | None] = {}
 
     def run(self) -> VerifyReport:
-        versions = [info.version for info in self.lake.versions() if info.table in table_names()]
+        versions = [version for table in table_names() for version in versions_of(self.store, table)]
         self.count("versions", len(versions))
         self.check_current(versions)
         self.done = {version: list_done(self.store, version) for version in versions}
@@ -161,7 +161,7 @@ class _Verification:
             problems += self.footer_problems(version, footer)
             if version.table == "images":
                 problems += self.plan_problems(version, key, ids)
-                self.check_siblings(key, read_siblings(footer, self.store.location(path)) or {}, remedy)
+                self.check_siblings(path, key, read_siblings(footer, self.store.location(path)) or {})
             elif images is not None:
                 problems += self.face_problems(images, key, ids, footer)
         except (CorruptError, DataError) as error:
@@ -224,9 +224,10 @@ class _Verification:
     ) -> list[str]:
         """The faces are exactly those that num_faces of `images` promises; embed may have given up poison rows."""
         table = self.store.read_table(images.part_path(key), ["image_id", "num_faces"])
-        promised = expected_face_ids(
-            table.column("image_id").to_numpy(), table.column("num_faces").to_numpy()
-        )
+        num_faces = np.clip(
+            table.column("num_faces").to_numpy(), 0, MAX_FACES
+        )  # others are reported with images
+        promised = expected_face_ids(table.column("image_id").to_numpy(), num_faces)
         if np.array_equal(ids, promised):
             return []
         extra, lacking = np.setdiff1d(ids, promised), np.setdiff1d(promised, ids)
@@ -236,15 +237,16 @@ class _Verification:
             f"{len(lacking)} faces that `images` counts are missing, {len(extra)} that it does not are there"
         ]
 
-    def check_siblings(self, key: PartKey, siblings: dict[str, dict[str, int]], remedy: str) -> None:
+    def check_siblings(self, images_path: str, key: PartKey, siblings: dict[str, dict[str, int]]) -> None:
         """Rows and bytes of the files that were committed with a part of `images`."""
+        again = "then rerun the command that made them"
         for folder, said in siblings.items():
             version = TableVersion.from_folder(folder)
             if version is None or version not in self.done:
                 continue  # that version was pruned as a whole
             path = version.part_path(key)
             if (key.shard, key.first_row) not in self.done[version]:
-                self.problem(path, "is missing, though its part is done", remedy)
+                self.problem(path, "is missing, though its part is done", f"delete {images_path}, {again}")
                 continue
             try:
                 with self.store.open_parquet(path) as file:
@@ -253,7 +255,7 @@ class _Verification:
                 continue  # reported where the file itself is checked
             problem = sibling_problem(said, footer, rows, self.store.size(path))
             if problem:
-                self.problem(path, problem, remedy)
+                self.problem(path, problem, f"delete it and {images_path}, {again}")
 
     def count_parts_to_do(self) -> None:
         """Planned parts that the current `images` lacks; those of which every image was superseded need no doing."""

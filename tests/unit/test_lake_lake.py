@@ -22,7 +22,9 @@ def uri(request, tmp_path):
 
 
 def test_create_open_pickle(uri):
-    with pytest.raises(UsageError, match=r"is no lake \(lake\.yaml is missing\); make one with: facescale extract"):
+    with pytest.raises(
+        UsageError, match=r"is no lake \(lake\.yaml is missing\); make one with: facescale extract"
+    ):
         Lake.open(uri)
     lake = Lake.create(uri)
     assert lake.uri == uri
@@ -152,7 +154,7 @@ def test_use(uri):
         lake.use("faces", "ab")
     with pytest.raises(UsageError, match="no version of faces match 'zz'"):
         lake.use("faces", "zz")
-    with pytest.raises(UsageError, match="no version of embeddings of other match .* there are: none"):
+    with pytest.raises(UsageError, match=r"no version of embeddings of other match .* there are: none"):
         lake.use("embeddings", "", "other")
 
 

@@ -41,7 +41,10 @@ def test_paths():
     assert TableVersion("faces", "0123456789ab").part_path(PART) == (
         "faces/0123456789ab/0000017/0000000064.parquet"
     )
-    assert TableVersion("embeddings", "0123456789ab", "dlib-resnet").folder == "embeddings/dlib-resnet-0123456789ab"
+    assert (
+        TableVersion("embeddings", "0123456789ab", "dlib-resnet").folder
+        == "embeddings/dlib-resnet-0123456789ab"
+    )
     assert sorted([PartKey(2, 0, 1), PartKey(1, 64, 9), PartKey(1, 0, 64)])[0] == PartKey(1, 0, 64)
     assert pickle.loads(pickle.dumps(PART)) == PART
 
@@ -53,7 +56,9 @@ def test_version_folders_are_read_back(model):
     assert pickle.loads(pickle.dumps(version)) == version
 
 
-@pytest.mark.parametrize("folder", ["faces", "faces/x", "faces/0123456789ab0", "_tmp/host-1-0123456789ab", ""])
+@pytest.mark.parametrize(
+    "folder", ["faces", "faces/x", "faces/0123456789ab0", "_tmp/host-1-0123456789ab", ""]
+)
 def test_other_folders_are_no_versions(folder):
     assert TableVersion.from_folder(folder) is None
 
@@ -91,7 +96,9 @@ def test_commit_writes_every_table_and_says_so_in_the_primary(lake):
 
 
 def test_unreadable_siblings_entry_is_corrupt():
-    with pytest.raises(CorruptError, match=r"a/b\.parquet: the footer entry facescale\.siblings cannot be read"):
+    with pytest.raises(
+        CorruptError, match=r"a/b\.parquet: the footer entry facescale\.siblings cannot be read"
+    ):
         read_siblings({"facescale.siblings": '{"faces/x": 3}'}, "a/b.parquet")
 
 
@@ -222,7 +229,11 @@ def test_wrong_tables_are_refused_before_anything_is_written(lake, tables, says)
 def test_labels_may_repeat_an_image(lake):
     version = TableVersion("labels", "0123456789ab")
     labels = pa.table(
-        {"image_id": np.repeat(IMAGE_IDS[:3], 2), "label": ["a", "b"] * 3, "origin": ["folder", "file:who"] * 3}
+        {
+            "image_id": np.repeat(IMAGE_IDS[:3], 2),
+            "label": ["a", "b"] * 3,
+            "origin": ["folder", "file:who"] * 3,
+        }
     )
     commit_part(lake.store, PART, [(version, labels)])
     assert lake.store.read_table(version.part_path(PART)).num_rows == 6
@@ -245,7 +256,9 @@ def test_list_done_takes_parts_and_nothing_else(lake):
     assert PartKey(17, 0, 64) not in done
     assert "x" not in done
     assert done.keys.nbytes == 8 * 3
-    assert done.num_bytes == sum(lake.store.size(version.part_path(PartKey(*pair, 0))) for pair in done.pairs())
+    assert done.num_bytes == sum(
+        lake.store.size(version.part_path(PartKey(*pair, 0))) for pair in done.pairs()
+    )
     assert len(list_done(lake.store, TableVersion("images", "0" * 12))) == 0
 
 
