@@ -57,8 +57,6 @@ def exit_code(findings: list[Finding]) -> int:
 def _python() -> Finding:
     version = platform.python_version()
     where = f"{version} at {sys.executable}"
-    if sys.version_info < (3, 11):
-        return Finding("Python", "problem", where, "install Python 3.11 or newer")
     return Finding("Python", "ok", where)
 
 

@@ -26,7 +26,8 @@ class Guard:
         poison: rows (of the shard) not to touch: their images get the status ``poison``.
         reasons: what each poison row did, for the `detail` column.
         note: called with a row just before it is worked on, in careful mode; None in normal mode. A stage that
-            gets it works on one row at a time, in its own thread, so that the last row noted is the culprit.
+            gets it works on one row at a time, in its own thread, so that the last row noted is the culprit, and
+            notes the row after the last one when all are through.
     """
 
     poison: frozenset[int] = frozenset()
