@@ -144,7 +144,8 @@ def _has_dictionary(field: pa.Field) -> bool:
 
 
 def _is_blob(dtype: pa.DataType) -> bool:
-    return pa.types.is_nested(dtype) or pa.types.is_binary(dtype) or pa.types.is_fixed_size_binary(dtype)
+    kinds = (pa.types.is_nested, pa.types.is_binary, pa.types.is_fixed_size_binary)
+    return any(kind(dtype) for kind in kinds)
 
 
 def _leaves(schema: pa.Schema) -> list[tuple[str, pa.Field]]:
