@@ -42,7 +42,8 @@ class Scan:
 
     Attributes:
         num_rows: images in it.
-        offsets: tar: byte offset of the first header of every `granularity`-th image; None for Parquet.
+        offsets: tar: for every `granularity`-th image the byte offset of its sample's first header (a sidecar may
+            come before its image); None for Parquet.
         ignored: members that are no images, by reason or extension.
         problem: why it could be read only in part, or not at all; None when all is well.
         no_images: a sound Parquet file that is a table of something else.
@@ -103,12 +104,18 @@ def scan(uri: str, kind: str, granularity: int) -> Scan:
 
 def _scan_tar(stream: IO[bytes], granularity: int, found: Scan) -> None:
     found.offsets = []
+    sample, sample_offset = "", 0
     try:
         for member in tar_members(stream):
+            if sample_key(member.name) != sample:
+                sample, sample_offset = sample_key(member.name), member.offset
             if is_image_member(member):
                 if found.num_rows % granularity == 0:
-                    found.offsets.append(member.offset)
+                    found.offsets.append(sample_offset)
                 found.num_rows += 1
+                sample_offset = archive_end(
+                    member
+                )  # a second image of the sample must not begin at the first
             elif member.isreg() and not is_hidden(member.name):
                 extension = extension_of(member.name)
                 found.ignored["(sidecar)" if extension in SIDECARS else f".{extension}"] += 1
@@ -151,6 +158,17 @@ def tar_members(stream: IO[bytes]) -> Iterator[tarfile.TarInfo]:
         raise ContainerError(f"no tar, or damaged ({error})") from None
     if rest.strip(b"\0"):  # tarfile ends without a word at a header that it cannot read
         raise ContainerError(f"damaged at byte {archive.offset:,}: no readable header")
+
+
+def archive_end(member: tarfile.TarInfo) -> int:
+    """Byte offset of the header after a member."""
+    return int(member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE)
+
+
+def sample_key(name: str) -> str:
+    """WebDataset's sample: the path up to the first dot of its last part; its members follow one another."""
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
 
 
 def is_image_member(member: tarfile.TarInfo) -> bool:
