@@ -130,11 +130,20 @@ class JobContext:
 
     @property
     def device(self) -> str:
-        """The device models run on: as asked for, or CUDA when there is one."""
+        """The device models run on: as asked for, or CUDA when there is one; starts or joins Ray to find out.
+
+        Raises:
+            UsageError: CUDA is asked for and there is none; running on the CPU would look like success.
+        """
         asked = self.config.engine.device
-        if asked == "auto":
-            return "cuda" if self.cluster.gpus > 0 else "cpu"
-        return asked
+        if asked == "cpu":
+            return asked
+        if asked == "cuda" and self.cluster.gpus == 0:
+            raise UsageError(
+                "device cuda was asked for, but there is no GPU here: check nvidia-smi and `facescale doctor`, "
+                "or use --device cpu"
+            )
+        return "cuda" if self.cluster.gpus > 0 else "cpu"
 
     def place(self, num_parts: int, *, device: str = "cpu", threads_wanted: int = 1) -> Placement:
         """Workers for a stage; see facescale.engine.placement.place."""

@@ -76,7 +76,8 @@ def run_embed(context: JobContext) -> StageSummary:
     def to_do() -> Iterator[PartKey]:
         return (part for part in wanted.parts() if part not in done)
 
-    device = context.device
+    left = sum(1 for _ in to_do())
+    device = context.device if left or context.config.engine.device == "cuda" else "cpu"
     settings = EmbedSettings(
         embedder=config.embedder,
         precision=config.arithmetic,
@@ -85,7 +86,6 @@ def run_embed(context: JobContext) -> StageSummary:
         decode_threads=config.decode_threads,
         plugins=config.plugins,
     )
-    left = sum(1 for _ in to_do())
     summary = context.map(
         EmbedStage(settings, lake.store, faces=faces, crops=crops, output=output),
         to_do(),

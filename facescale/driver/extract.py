@@ -133,14 +133,16 @@ def run_extract(context: JobContext) -> list[StageSummary]:
     for part in _to_do(lake, plan.done):
         left[0] += 1
         left[1] += part.key.num_rows
-    stage = ExtractStage(_stage_settings(context), lake.store, plan.versions)
+    # Nothing to do must not start Ray, unless the answer is that the device asked for is not there.
+    device = context.device if left[0] or config.engine.device == "cuda" else "cpu"
+    stage = ExtractStage(_stage_settings(config.extract, device), lake.store, plan.versions)
     summary = context.map(
         stage,
         _to_do(lake, plan.done),
         num_parts=left[0],
         items=left[1],
         unit="images",
-        device=context.device if left[0] else "cpu",
+        device=device,
         threads_wanted=THREADS_WANTED,
     )
     summary.parts_kept = len(plan.done)
@@ -204,8 +206,7 @@ def _to_do(lake: Lake, done: DoneParts) -> Iterator[SourcePart]:
     return (part for part in planned_parts(lake) if part.key not in done)
 
 
-def _stage_settings(context: JobContext) -> ExtractSettings:
-    c = context.config.extract
+def _stage_settings(c: ExtractConfig, device: str) -> ExtractSettings:
     return ExtractSettings(
         detector=c.detector,
         landmarker=c.landmarker,
@@ -214,7 +215,7 @@ def _stage_settings(context: JobContext) -> ExtractSettings:
         precision=c.arithmetic,
         max_bytes=c.max_bytes,
         max_pixels=c.max_pixels,
-        device=context.device,
+        device=device,
         micro_batch=c.micro_batch,
         embed_batch=c.embed_batch,
         decode_threads=c.decode_threads,
