@@ -8,8 +8,8 @@ the same command again writes nothing. Called by driver (plan, parts) and pipeli
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from facescale.lake.sources_table import list_shards, shard_path
 from facescale.sources.ahead import map_ahead
 from facescale.sources.containers import Scan, scan
 from facescale.sources.known import Known, Planned, read_shards
+from facescale.sources.plan_report import Change, PlanReport, describe_ignored
 from facescale.sources.uris import root_uri
 from facescale.sources.walk import MAX_PROBLEMS, Found, Problem, Tally, walk
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from facescale.lake.lake import Lake
 
+__all__ = ["PlanReport", "SourcePart", "check_source", "plan_sources", "planned_parts", "planned_rows"]
+
 FILES_PER_SHARD = 65_536
 MIN_PART_ROWS, MAX_PART_ROWS = 64, 8_192
 PARTS_WANTED = 64
@@ -37,81 +40,6 @@ PARTS_WANTED = 64
 LOOK_AHEAD = PARTS_WANTED * MAX_PART_ROWS
 MAX_PART_BYTES = 4 << 30
 _THREADS = 8
-_SHOWN = 5
-
-
-class Change(NamedTuple):
-    """A planned file that is no longer what it was.
-
-    Attributes:
-        uri: which.
-        what: how it differs.
-    """
-
-    uri: str
-    what: str
-
-
-@dataclass
-class PlanReport:
-    """What planning found. Members are images: a file, or an image inside a container.
-
-    Attributes:
-        new_members: images in new shards (with dry_run: that would be).
-        known_members: images of this source that were planned before, changed ones included.
-        new_parts: parts of the new shards.
-        new_shards: how many there are.
-        new_bytes: size of the files and containers in them.
-        ignored: files and folders that are no input: count by extension or reason.
-        changed: the first 100 files that differ from their plan.
-        num_changed: how many there are.
-        vanished: the first 100 planned files under this source that are not there any more.
-        num_vanished: how many there are.
-        problems: the first 100 things that could not be read.
-        num_problems: how many there are.
-        accepted: whether changed and vanished files were accepted, so that new rows supersede the old ones.
-    """
-
-    new_members: int = 0
-    known_members: int = 0
-    new_parts: int = 0
-    new_shards: int = 0
-    new_bytes: int = 0
-    ignored: dict[str, int] = field(default_factory=dict)
-    changed: list[Change] = field(default_factory=list)
-    num_changed: int = 0
-    vanished: list[Change] = field(default_factory=list)
-    num_vanished: int = 0
-    problems: list[Problem] = field(default_factory=list)
-    num_problems: int = 0
-    accepted: bool = False
-
-    def remarks(self) -> list[str]:
-        """Lines for a person about everything that was not simply planned; empty when there is nothing to say."""
-        then = (
-            "superseded by new rows" if self.accepted else "kept as planned; --accept-changes takes them over"
-        )
-        lines = _listed(self.num_problems, "could not be read", self.problems, "the rest is planned")
-        lines += _listed(self.num_changed, "changed since they were planned", self.changed, then)
-        lines += _listed(self.num_vanished, "planned before are not there any more", self.vanished, then)
-        if self.ignored:
-            lines.append(f"not input: {describe_ignored(self.ignored)}")
-        return lines
-
-
-def _listed(count: int, what: str, shown: Sequence[tuple[str, str]], then: str) -> list[str]:
-    if not count:
-        return []
-    lines = [f"{count:,} files or folders {what} ({then}):"]
-    lines += [f"  {uri!r}: {why}" for uri, why in shown[:_SHOWN]]
-    return [*lines, f"  and {count - _SHOWN:,} more"] if count > _SHOWN else lines
-
-
-def describe_ignored(ignored: dict[str, int]) -> str:
-    """E.g. "12 .txt, 3 (hidden)", the most frequent first."""
-    ranked = sorted(ignored.items(), key=lambda item: (-item[1], item[0]))
-    shown = ", ".join(f"{count:,} {reason}" for reason, count in ranked[:12])
-    return shown + (f" and {len(ranked) - 12} kinds more" if len(ranked) > 12 else "")
 
 
 def check_source(src: str) -> None:
