@@ -227,11 +227,21 @@ def _is_stale(entry: os.DirEntry[str]) -> bool:
     if pid == os.getpid():
         return True
     try:
+        os.kill(pid, 0)  # signal 0 only asks whether the process is there
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    try:
         # A younger process that was given the same number is not the owner.
         return bool(psutil.Process(pid).create_time() > entry.stat().st_mtime + 1.0)
-    except psutil.NoSuchProcess:
-        return True
+    except (psutil.Error, FileNotFoundError):
+        return False
 
 
 def _host() -> str:
-    return socket.gethostname().replace("/", "_") or "host"
+    """This machine, and on Linux the process namespace: containers may share a name but not process numbers."""
+    name = socket.gethostname().replace("/", "_") or "host"
+    with contextlib.suppress(OSError):
+        return f"{name}.{os.stat('/proc/self/ns/pid').st_ino:x}"
+    return name

@@ -258,15 +258,13 @@ class _Verification:
                 self.problem(path, problem, f"delete it and {images_path}, {again}")
 
     def count_parts_to_do(self) -> None:
-        """Planned parts that the current `images` lacks; those of which every image was superseded need no doing."""
+        """Planned parts that the current `images` lacks."""
         current = self.lake.current("images")
         done = self.done.get(current, DoneParts(_NO_IDS)) if current else DoneParts(_NO_IDS)
-        superseded = self.lake.superseded()
         for shard in list_shards(self.store):
-            for first_row, rows in self.planned(shard).items():
-                ends = [make_image_id(shard, first_row), make_image_id(shard, first_row) + (rows << 8)]
-                low, high = np.searchsorted(superseded, ends)
-                self.count("parts_to_do", int((shard, first_row) not in done and high - low < rows))
+            self.count(
+                "parts_to_do", sum((shard, first_row) not in done for first_row in self.planned(shard))
+            )
 
     def planned(self, shard: int) -> dict[int, int]:
         """Rows of each planned part of a shard; one shard is kept, since parts come in order."""

@@ -8,7 +8,7 @@ import uuid
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from facescale.errors import DataError
@@ -29,12 +29,16 @@ from facescale.lake.scan import scan, scan_ids
 from facescale.lake.sources_table import superseded_ids
 from facescale.lake.store import Store
 
+# A busy machine is no defect of the code under test.
+CALM = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
 shards = st.integers(0, MAX_SHARD)
 rows = st.integers(0, MAX_ROW)
 ordinals = st.integers(1, MAX_FACES)
 places = st.tuples(shards, rows, ordinals)
 
 
+@CALM
 @given(st.lists(places))
 def test_ids_round_trip(where):
     s, r, o = (np.array([p[i] for p in where], np.int64) for i in range(3))
@@ -49,6 +53,7 @@ def test_ids_round_trip(where):
         assert split_ids(face) == (shard, row, ordinal)
 
 
+@CALM
 @given(places, places)
 def test_ids_sort_as_their_places(one, two):
     ids = [make_face_id(make_image_id(s, r), o) for s, r, o in (one, two)]
@@ -56,6 +61,7 @@ def test_ids_sort_as_their_places(one, two):
     assert (ids[0] == ids[1]) == (one == two)
 
 
+@CALM
 @given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1))
 def test_no_id_out_of_range_is_ever_made(shard, row):
     legal = 0 <= shard <= MAX_SHARD and 0 <= row <= MAX_ROW
@@ -82,6 +88,7 @@ def shuffled(value, random):
     return [shuffled(item, random) for item in value] if isinstance(value, list) else value
 
 
+@CALM
 @given(st.dictionaries(st.text(), values, max_size=6), st.randoms(use_true_random=False))
 def test_fingerprints_ignore_key_order_and_nothing_else(told, random):
     name = fingerprint("stage", told, 1, {"a": "x"})
@@ -94,6 +101,7 @@ def test_fingerprints_ignore_key_order_and_nothing_else(told, random):
     )
 
 
+@CALM
 @given(st.lists(st.tuples(shards, rows)), st.randoms(use_true_random=False))
 def test_parts_digest_is_of_the_set(pairs, random):
     again = [*pairs, *pairs]
@@ -106,7 +114,7 @@ def test_parts_digest_is_of_the_set(pairs, random):
 part_pairs = st.sets(st.tuples(st.integers(0, 9), st.integers(0, 9).map(lambda i: 64 * i)), max_size=30)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(CALM, max_examples=40)
 @given(
     part_pairs,
     part_pairs,
@@ -133,7 +141,7 @@ def test_list_done_is_the_set_of_files(present, asked, junk):
     store.delete_tree("images")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(CALM, max_examples=40)
 @given(
     st.dictionaries(
         st.integers(0, 2),
@@ -171,7 +179,7 @@ def test_looking_ids_up_is_a_dictionary(parts, asked, batch_rows):
     lake.store.delete_tree("labels")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(CALM, max_examples=40)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=12), st.data())
 def test_superseded_ids_are_the_members_of_replaced_sources(counts, data):
     store = Store(f"memory://{uuid.uuid4().hex}")
@@ -194,6 +202,7 @@ def test_superseded_ids_are_the_members_of_replaced_sources(counts, data):
     store.delete_tree("sources")
 
 
+@CALM
 @given(st.lists(st.integers(0, 40_000), max_size=30))
 def test_row_groups_are_bounded_powers_of_two(sizes):
     table = pa.table({"jpeg": pa.array([b"x" * size for size in sizes], pa.binary())})

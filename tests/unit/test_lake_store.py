@@ -17,6 +17,7 @@ import pytest
 from lake_samples import new_uri, part_tables
 
 from facescale.errors import CorruptError, FacescaleError, TransientError, UsageError
+from facescale.lake import local_storage
 from facescale.lake.parts import PartKey
 from facescale.lake.schema import check_table
 from facescale.lake.storage_errors import DiskFullError
@@ -347,7 +348,7 @@ def test_a_file_where_a_folder_should_be(store, tmp_path):
 
 def test_temporaries_of_dead_processes_are_removed(local):
     local.write_bytes("a", b"1")
-    host = os.uname().nodename
+    host = local_storage._host()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     root = Path(local.uri) / "_tmp"
@@ -360,6 +361,7 @@ def test_temporaries_of_dead_processes_are_removed(local):
         (root / name).mkdir()
         (root / name / "0").write_bytes(b"half")
     with local.temporary_folder() as mine:
+        assert mine.name.startswith(f"{host}-{os.getpid()}-")
         assert local.clean_temporaries() == 2
         assert mine.exists()
         left = {path.name.rsplit("-", 1)[0] for path in root.iterdir()}
