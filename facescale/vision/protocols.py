@@ -63,7 +63,8 @@ class Detector(Protocol):
             images: uint8 [H, W, 3] RGB arrays; the sequence may be empty.
 
         Returns:
-            One `Detections` per image, in order. An image's faces do not depend on the others in the batch.
+            One `Detections` per image, in order. An image's faces do not depend on the others in the batch,
+            save for the last bits of a score, as libraries choose other kernels for other shapes.
         """
         ...
 
