@@ -1,1 +1,5 @@
-"""`facescale bench`: side-by-side measurements a user can rerun; never part of the tests, since machines are noisy."""
+"""`facescale bench`: side-by-side measurements that a user can rerun on photographs of their own.
+
+Reading order: cli (the commands), then one module a command: oracle, speed, verification, memory. Their pure
+arithmetic is in metrics; dlib_oracle, bare_loop and rival are what facescale is held against.
+"""

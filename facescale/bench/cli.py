@@ -1,0 +1,179 @@
+"""The commands of `facescale bench`: parse, call, print. Mounted by the command line as `facescale bench`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from facescale.cli_options import JsonFlag, Verbose, set_up_logging
+from facescale.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from facescale.bench.results import Result
+
+bench_app = typer.Typer(
+    help="Measurements you can rerun on your own photographs; docs/BENCHMARKS.md says how to read them.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+Photos = Annotated[str, typer.Argument(metavar="PHOTOS", help="Folder of photographs.")]
+Out = Annotated[str | None, typer.Option("--out", help="Write the result to this file as JSON.")]
+Limit = Annotated[
+    int | None, typer.Option(min=1, help="At most so many photographs, evenly spaced over the sorted list.")
+]
+MinFacePx = Annotated[int, typer.Option("--min-face-px", help="Side of the smallest face, px.")]
+Work = Annotated[str | None, typer.Option(help="Folder for lakes and links; they are removed at the end.")]
+
+
+@bench_app.command()
+def oracle(
+    photos: Photos,
+    limit: Limit = None,
+    upsample: Annotated[
+        int, typer.Option(help="0: faces from 80 px. 1: from 40 px, four times as slow.")
+    ] = 0,
+    save: Annotated[
+        str | None, typer.Option(help="Keep dlib's answers in this file, and take those it holds from there.")
+    ] = None,
+    max_pixels: Annotated[
+        int, typer.Option(help="Leave larger photographs out: dlib takes minutes.")
+    ] = 2_000_000,
+    processes: Annotated[int | None, typer.Option(min=1, help="Of dlib; default: one a core.")] = None,
+    out: Out = None,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare boxes, landmarks and descriptors with those of dlib (package dlib-bin).
+
+    dlib takes 0.4 s for a photograph of 250 x 250 px, 1.6 s with --upsample 1; an interrupted run with --save goes on
+    where it was.
+    """
+    from facescale.bench.oracle import bench_oracle
+
+    set_up_logging(verbose)
+    _run(
+        bench_oracle,
+        photos,
+        json_output,
+        out,
+        limit=limit,
+        upsample=upsample,
+        save=save,
+        max_pixels=max_pixels,
+        processes=processes,
+    )
+
+
+@bench_app.command()
+def extract(
+    photos: Photos,
+    limit: Limit = 1500,
+    min_face_px: MinFacePx = 40,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 3,
+    rival: Annotated[bool, typer.Option(help="Measure the face_recognition package too.")] = True,
+    rival_photos: Annotated[int, typer.Option(min=1, help="Photographs for it, in all: it is slow.")] = 12,
+    rival_env: Annotated[
+        str | None,
+        typer.Option(help="Folder of its virtual environment, made if absent; default: in the user's cache."),
+    ] = None,
+    work: Work = None,
+    out: Out = None,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare the speed of extract with a bare loop and with the face_recognition package, in turns, in one run.
+
+    Installs the face_recognition package into a virtual environment of its own the first time.
+    """
+    from facescale.bench.speed import bench_extract
+
+    set_up_logging(verbose)
+    _run(
+        bench_extract,
+        photos,
+        json_output,
+        out,
+        limit=limit,
+        min_face_px=min_face_px,
+        rounds=rounds,
+        rival_photos=rival_photos if rival else 0,
+        rival_env=rival_env,
+        work=work,
+    )
+
+
+@bench_app.command()
+def verification(
+    photos: Photos,
+    lake: Annotated[
+        str | None, typer.Option(help="Lake to make or go on with; default: a temporary one.")
+    ] = None,
+    dlib: Annotated[
+        str | None,
+        typer.Option(help="File of `bench oracle --save`: judge coverage by overlap with its boxes."),
+    ] = None,
+    limit_pairs: Annotated[
+        int | None, typer.Option(min=2, help="At most so many pairs, and only their photographs.")
+    ] = None,
+    min_face_px: MinFacePx = 40,
+    out: Out = None,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Verification, identification and coverage on labelled photographs, from a lake's tables and index.
+
+    PHOTOS holds two files beside the photographs. labels.csv has the columns path (relative to PHOTOS), kind (single:
+    one person is meant; noface; group; crowd), identity (who, for single; may be empty), n_faces (true number, for
+    groups; may be empty). lfw_pairs.csv has path1, path2, same (1 or 0), fold (a number, of at least two).
+    """
+    from facescale.bench.verification import bench_verification
+
+    set_up_logging(verbose)
+    _run(
+        bench_verification,
+        photos,
+        json_output,
+        out,
+        lake=lake,
+        dlib=dlib,
+        limit_pairs=limit_pairs,
+        min_face_px=min_face_px,
+    )
+
+
+@bench_app.command()
+def memory(
+    photos: Photos,
+    sizes: Annotated[str, typer.Option(help="Numbers of photographs, with commas.")] = "2000,20000",
+    min_face_px: MinFacePx = 80,
+    limit: Limit = None,
+    work: Work = None,
+    out: Out = None,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Peak memory of extract at several sizes of input, made of the photographs under other names (Linux)."""
+    from facescale.bench.memory import bench_memory
+
+    set_up_logging(verbose)
+    try:
+        numbers = [int(size) for size in sizes.split(",")]
+    except ValueError:
+        raise UsageError(f"--sizes {sizes}: expected numbers with commas, e.g. 2000,20000") from None
+    _run(
+        bench_memory, photos, json_output, out, sizes=numbers, min_face_px=min_face_px, limit=limit, work=work
+    )
+
+
+def _run(
+    measure: Callable[..., Result], photos: str, json_output: bool, out: str | None, **options: Any
+) -> None:
+    from facescale.bench.results import publish
+    from facescale.console import make_console
+
+    console, reporter = make_console(json_output=json_output)
+    publish(console, measure(photos, reporter, **options), json_output=json_output, out=out)
