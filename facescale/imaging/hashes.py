@@ -1,24 +1,34 @@
 """Two hashes of an image: of its bytes (exact copies) and of what it shows (near copies); called by extract.
 
 PDQ is Meta's 256-bit perceptual hash (ThreatExchange, "The TMK+PDQF video-hashing algorithm and the PDQ
-image-hashing algorithm", 2019), here by the package pdqhash. By its authors' rule two images are copies when
-their hashes differ in at most 31 bits; quality (0..100) measures gradients, and hashes below 50 mean little.
+image-hashing algorithm", 2019). By its authors' rule two images are copies when their hashes differ in at most
+31 bits; quality (0..100) measures gradients, and hashes below 50 mean little.
+
+The arithmetic is that of Meta's C++ code, which the package pdqhash wraps and the tests compare with, bit for bit.
+It is written anew because that package holds the GIL and takes longer than decoding: 0.8 against 0.2 ms for a
+250x250 photo, 2.4 against 0.5 ms at 512 px. All steps up to the 64x64 image are linear and separable, so two box
+filters and the decimation become one short weighted sum for each of 64 rows, and then of 64 columns.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import pdqhash
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-# PDQ smooths to 64x64 first, so more than this only costs time; the authors' own tools reduce to it too.
-PDQ_MAX_SIDE_PX = 512
+    Floats = npt.NDArray[np.float32]
+
+# PDQ smooths to 64x64 first, so more pixels than this only cost time; Meta's own tools reduce to it too.
+PDQ_SIDE_PX = 512
+_MIN_SIDE_PX = 5  # smaller images have no hash, by definition
+_GRID = 64
+_FREQUENCIES = 16
 
 
 def sha256(data: bytes) -> bytes:
@@ -30,16 +40,67 @@ def pdq(pixels: npt.NDArray[np.uint8]) -> tuple[bytes, int]:
     """Hash what an image shows.
 
     Args:
-        pixels: uint8 [H, W, 3] RGB. An image whose longer side exceeds 512 px is area-reduced to it first.
+        pixels: uint8 [H, W, 3] RGB. One whose longer side is 1,024 px or more is first reduced to a longer side
+            of 512..1,023 px by a whole factor, each pixel the mean of a square.
 
     Returns:
         the hash, 32 bytes, most significant bit first as in PDQ's own hexadecimal form; and its quality
         0..100 (0, with a zero hash, for images under 5 px a side, which PDQ does not hash).
     """
     height, width = pixels.shape[:2]
-    scale = PDQ_MAX_SIDE_PX / max(height, width)
-    if scale < 1:
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    bits, quality = pdqhash.compute(np.ascontiguousarray(pixels))
-    return np.packbits(bits.astype(np.uint8)).tobytes(), int(quality)
+    if min(height, width) < _MIN_SIDE_PX:
+        return bytes(32), 0
+    factor = max(height, width) // PDQ_SIDE_PX
+    if factor > 1:  # a very long image keeps at least 5 px across
+        down, across = (min(factor, side // _MIN_SIDE_PX) for side in (height, width))
+        height, width = height // down, width // across
+        pixels = pixels[: height * down, : width * across]
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+    luma: Floats = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2GRAY)
+    rows, row_weights = _taps(height)
+    columns, column_weights = _taps(width)
+    small = np.einsum("ok,okw->ow", row_weights, luma[rows])
+    small = np.einsum("ok,hok->ho", column_weights, small[:, columns])
+    spectrum = (_dct() @ small @ _dct().T).ravel()
+    # The lower median of 256, so that half of the bits are set.
+    bits = spectrum > np.partition(spectrum, spectrum.size // 2 - 1)[spectrum.size // 2 - 1]
+    return np.packbits(bits[::-1]).tobytes(), _quality(small)
+
+
+def _quality(small: Floats) -> int:
+    """Sum of the gradients of the 64x64 image in whole percent of white, over 90, at most 100."""
+    steps = (np.abs(np.trunc(np.diff(small, axis=axis) * 100 / 255)).sum() for axis in (0, 1))
+    return min(int(sum(steps)) // 90, 100)
+
+
+@functools.lru_cache(maxsize=256)
+def _taps(length: int) -> tuple[npt.NDArray[np.intp], Floats]:
+    """How one of 64 output samples is summed from a line of `length` input samples.
+
+    Two passes of a box filter (Jarosz), whose window shrinks at the borders, then every (length / 64)-th sample.
+
+    Returns:
+        indices [64, K] into the line, and their weights float32 [64, K].
+    """
+    window = (length + 2 * _GRID - 1) // (2 * _GRID)
+    ahead = (window + 2) // 2 - 1
+    at = np.arange(length)
+    distance = at[None, :] - at[:, None]
+    box = ((distance >= ahead + 1 - window) & (distance <= ahead)).astype(np.float64)
+    box /= box.sum(axis=1, keepdims=True)
+    picked = ((np.arange(_GRID) + 0.5) * length / _GRID).astype(np.intp)
+    weights = box[picked] @ box
+    used = weights > 0
+    first = used.argmax(axis=1)
+    count = int(used.sum(axis=1).max())
+    indices = np.minimum(first, length - count)[:, None] + np.arange(count)
+    return indices, np.take_along_axis(weights, indices, axis=1).astype(np.float32)
+
+
+@functools.cache
+def _dct() -> Floats:
+    """Frequencies 1..16 of the cosine transform of 64 samples, float32 [16, 64]."""
+    frequency, sample = np.arange(1, _FREQUENCIES + 1)[:, None], np.arange(_GRID)[None, :]
+    matrix = np.sqrt(2 / _GRID) * np.cos(np.pi / (2 * _GRID) * frequency * (2 * sample + 1))
+    single: Floats = matrix.astype(np.float32)
+    return single
