@@ -125,7 +125,13 @@ class DlibRecognizer:
     def _exact(self) -> AbstractContextManager[None]:
         """Keep cuDNN from computing fp32 convolutions in TF32, its default, which has 10 bits of mantissa."""
         if self.device.type == "cuda" and self.precision == "fp32":
-            flags: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+            cudnn = torch.backends.cudnn
+            flags: AbstractContextManager[None] = cudnn.flags(
+                enabled=cudnn.enabled,
+                benchmark=cudnn.benchmark,
+                deterministic=cudnn.deterministic,
+                allow_tf32=False,
+            )
             return flags
         return nullcontext()
 

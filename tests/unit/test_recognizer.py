@@ -90,6 +90,17 @@ def test_half_precision_stays_close(
     assert 0 < distance.max() < tolerance
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_the_gpu_agrees_with_the_cpu(weights: ResnetWeights, chips: np.ndarray) -> None:
+    expected = _model(weights).embed(chips)
+    for precision, tolerance in (("fp32", 1e-5), ("fp16", 0.01), ("bf16", 0.1)):
+        model = DlibRecognizer(
+            card("dlib_resnet"), weights, device=torch.device("cuda"), precision=precision, batch=4
+        )
+        assert np.linalg.norm(model.embed(chips) - expected, axis=1).max() < tolerance
+
+
 def test_no_chips_and_wrong_chips(weights: ResnetWeights, chips: np.ndarray) -> None:
     model = _model(weights)
     assert model.embed(chips[:0]).shape == (0, 128)
