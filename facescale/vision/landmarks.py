@@ -248,7 +248,10 @@ def read_cascades(reader: DatReader) -> tuple[np.ndarray, list[Cascade]]:
         CorruptError: the stream is damaged or not a shape predictor with trees of four levels.
     """
     reader.expect(1, "shape predictor version")
-    mean_shape = reader.matrix()[:, 0]
+    table = reader.matrix()
+    if table.shape[1] != 1 or len(table) % 2 or not len(table):
+        reader.fail(f"mean shape of {table.shape[0]} x {table.shape[1]} values is no column of points")
+    mean_shape = table[:, 0]
     stream = _Ints(reader)
     num_cascades = stream.count()
     forests = [_forest(stream, len(mean_shape)) for _ in range(num_cascades)]

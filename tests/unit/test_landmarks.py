@@ -154,6 +154,7 @@ def test_a_damaged_file_is_refused(ensemble: dict[str, Any]) -> None:
         (data[:-2], "early"),
         (data + packed(1), "1 integers too many"),
         (packed(2) + data[2:], "version is 2"),
+        (packed(1) + packed(-10) + packed(0), "mean shape of 10 x 0"),
     ):
         with pytest.raises(CorruptError, match=what):
             landmarks.read_cascades(DatReader(damaged, "small.dat"))
