@@ -101,7 +101,7 @@ class FaissBackend:
         index = faiss.index_factory(layout.dim, layout.factory, faiss.METRIC_INNER_PRODUCT)
         if not layout.has_lists:
             return b""
-        ivf = faiss.extract_index_ivf(index)
+        ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
         ivf.cp.seed = seed
         ivf.cp.spherical = (
             True  # centroids of unit vectors are compared by inner product: keep them unit vectors

@@ -1,11 +1,11 @@
 """What goes into an index and into which shard: a lake and settings come in, an IndexBuild goes out.
 
-Called by the driver before the stages run. The order of a build:
+Called by the driver before the stages run. The order of a build (without Ray it is facescale.index.finish.build_index):
 
     build = plan_index(lake, model, settings)       # lists parts, counts faces, chooses; writes _version.json
     while read_manifest(lake.store, build.version) is None:
         map TrainStage over training_units(lake, build)         # none when that is done
-        build = check_training(lake, build)                     # may give up the layout before anything is encoded
+        trained = check_training(lake, build)                   # another build when the codes are hopeless: start over
         map IndexStage over units_to_do(lake, build)
         build = finish_index(lake, build)                       # writes the manifest, or falls back to exact search
     lake.set_current([build.version])
@@ -24,7 +24,7 @@ import numpy as np
 from facescale.errors import UsageError
 from facescale.index.backends import visible_gpus
 from facescale.index.manifest import read_manifest
-from facescale.index.plan import IndexPlan, Layout, choose, estimate_bytes, split_evenly
+from facescale.index.plan import IndexPlan, Layout, choose, estimate_bytes, shard_count, split_evenly
 from facescale.lake.fingerprint import fingerprint, parts_digest
 from facescale.lake.lineage import images_of, versions_of
 from facescale.lake.parts import PartKey, TableVersion, list_done, part_of_path
@@ -197,7 +197,7 @@ def fall_back(lake: Lake, build: IndexBuild, reason: dict[str, Any]) -> IndexBui
     """
     layout = Layout(backend="faiss", kind="flat", dim=build.plan.layout.dim)
     fallback = {"from": build.plan.layout.factory, **reason}
-    num_shards = -(-build.plan.count // build.settings.shard_vectors)
+    num_shards = shard_count(layout, build.plan.count, build.settings.shard_vectors)
     plan = _flat_plan(layout, build.plan.count, num_shards, build.settings, fallback)
     _, sizes = _parts_with_sizes(lake, build.embeddings, only=build.parts)
     flat = _assemble(

@@ -18,19 +18,20 @@ import numpy as np
 
 from facescale.errors import CorruptError, IncompleteError
 from facescale.index.backends import load_backend
-from facescale.index.build import fall_back
+from facescale.index.build import fall_back, plan_index
 from facescale.index.exact import drop_self, merge_top_k, recall_at_k
 from facescale.index.manifest import Manifest, RecallPoint, read_manifest, write_manifest
-from facescale.index.plan import MAX_LISTS
 from facescale.index.scratch import done_shards, read_queries, read_record, read_training, read_truth
 from facescale.index.shards import ShardSet
+from facescale.index.stages import IndexStage, TrainStage, training_units, units_to_do
+from facescale.lake.stage import Guard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from facescale.index.build import IndexBuild
+    from facescale.index.build import IndexBuild, IndexSettings
     from facescale.lake.lake import Lake
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ METHOD = (
     "left out, faces as similar as the k-th (1e-6) count as found; probes widened until mean recall minus one "
     "standard error meets the target"
 )
-_FIRST_PROBES = {"nprobe": 1, "efSearch": 16}
+_MIN_EF = 16
 _MAX_EF = 4096
 _REFINEMENTS = 3
 
@@ -158,7 +159,7 @@ def tune(
         point = measure(None)
         return point, [point]
     points: list[RecallPoint] = []
-    low, probes = 0, min(first, most)
+    low = probes = min(first, most)
     while True:
         points.append(measure(probes))
         if _is_enough(points[-1], target) or probes == most:
@@ -185,8 +186,11 @@ def _probe_range(build: IndexBuild) -> tuple[int | None, int | None]:
     layout = build.plan.layout
     if layout.probe_name is None:
         return None, None
-    most = min(layout.nlist, MAX_LISTS) if layout.has_lists else _MAX_EF
-    return _FIRST_PROBES[layout.probe_name], most
+    if layout.has_lists:
+        return 1, layout.nlist
+    # A graph search keeps at least as many candidates as neighbors are asked for (k and the query itself).
+    first = max(_MIN_EF, build.settings.recall_k + 1)
+    return first, max(first, _MAX_EF)
 
 
 def _measure(lake: Lake, build: IndexBuild, shards: ShardSet) -> Callable[[int | None], RecallPoint]:
@@ -256,3 +260,35 @@ def _manifest(
         fallback=build.fallback,
         library=load_backend(build.plan.layout.backend).version(),
     )
+
+
+def build_index(lake: Lake, model: str, settings: IndexSettings, *, threads: int = 1) -> IndexBuild:
+    """Build an index from end to end in this process, without Ray, and make it current.
+
+    Args:
+        lake: the lake.
+        model: embedder.
+        settings: what is asked for.
+        threads: of faiss and torch.
+
+    Returns:
+        The build that is finished; its manifest is read by facescale.index.manifest.read_manifest.
+    """
+    build = plan_index(lake, model, settings)
+    while read_manifest(lake.store, build.version) is None:
+        _run(TrainStage(lake.store, build, threads=threads), training_units(lake, build))
+        trained = check_training(lake, build)
+        if trained is not build:
+            build = trained
+            continue
+        _run(IndexStage(lake.store, build, threads=threads), units_to_do(lake, build))
+        build = finish_index(lake, build, threads=threads)
+    lake.set_current([build.version])
+    return build
+
+
+def _run(stage: TrainStage | IndexStage, units: Sequence[Any]) -> None:
+    if units:
+        stage.open()
+    for unit in units:
+        stage.process(unit, Guard())

@@ -26,6 +26,8 @@ import numpy as np
 from facescale.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 Kind = Literal["flat", "hnsw", "ivf_flat", "ivf_fp16", "ivf_sq8", "ivf_pq"]
@@ -169,11 +171,12 @@ def choose(
         UsageError: an argument is out of range, or nothing approximate fits the memory; the message has the numbers.
     """
     _check_arguments(count, dim, memory_bytes, recall_target, backend, kind, shard_vectors)
-    chosen = _choose_layout(count, dim, memory_bytes, recall_target, backend, gpu, kind)
-    layout, why = chosen
-    limit = min(shard_vectors, HNSW_SHARD_VECTORS) if layout.kind == "hnsw" else shard_vectors
-    num_shards = -(-count // limit)
-    estimated = estimate_bytes(layout, count, num_shards=num_shards)
+
+    def size(layout: Layout) -> int:
+        return estimate_bytes(layout, count, num_shards=shard_count(layout, count, shard_vectors))
+
+    layout, why = _choose_layout(count, dim, memory_bytes, recall_target, backend, gpu, kind, size)
+    estimated = size(layout)
     fits = estimated <= memory_bytes
     if not fits and not layout.is_exact:
         raise UsageError(
@@ -185,7 +188,7 @@ def choose(
     return IndexPlan(
         layout=layout,
         count=count,
-        num_shards=num_shards,
+        num_shards=shard_count(layout, count, shard_vectors),
         train_size=_train_size(layout, count, memory_bytes),
         estimated_bytes=estimated,
         fits=fits,
@@ -225,6 +228,12 @@ def estimate_bytes(layout: Layout, count: int, *, num_shards: int = 1) -> int:
     if layout.opq:
         fixed += 4 * dim * dim
     return count * (code[layout.kind] + _ID_BYTES) + num_shards * fixed
+
+
+def shard_count(layout: Layout, count: int, shard_vectors: int) -> int:
+    """Index files for N vectors, none of which should hold more than `shard_vectors`."""
+    limit = min(shard_vectors, HNSW_SHARD_VECTORS) if layout.kind == "hnsw" else shard_vectors
+    return -(-count // limit)
 
 
 def list_count(count: int) -> int:
@@ -275,28 +284,35 @@ def _check_arguments(
 
 
 def _choose_layout(
-    count: int, dim: int, memory_bytes: int, recall_target: float, backend: str, gpu: bool, kind: str
+    count: int,
+    dim: int,
+    memory_bytes: int,
+    recall_target: float,
+    backend: str,
+    gpu: bool,
+    kind: str,
+    size: Callable[[Layout], int],
 ) -> tuple[Layout, str]:
     if kind != "auto":
-        return _forced(count, dim, memory_bytes, backend, kind)
+        return _forced(count, dim, memory_bytes, backend, kind, size)
     graph = _graph(backend, dim)
     if backend == "hnswlib":
         return graph, "the hnswlib backend builds one graph a shard, in memory"
     flat = Layout(backend=backend, kind="flat", dim=dim)
     if recall_target >= 1:
         return flat, "recall 1 asks for exact search"
-    if 4 * dim * count <= FLAT_BYTES and estimate_bytes(flat, count) <= memory_bytes:
+    if 4 * dim * count <= FLAT_BYTES and size(flat) <= memory_bytes:
         return flat, f"{count:,} vectors are few enough to compare them all"
     if count < MIN_TRAIN_PER_LIST * PQ_CODES:
         return flat, f"{count:,} vectors are too few to train anything smaller"
-    graph_bytes = estimate_bytes(graph, count)
+    graph_bytes = size(graph)
     if recall_target >= HNSW_RECALL and count <= HNSW_MAX_VECTORS and not gpu and graph_bytes <= memory_bytes:
         return graph, f"recall {recall_target:g} is reached sooner by a graph, and one fits the memory"
     for layout in _list_layouts(count, dim):
-        if estimate_bytes(layout, count) <= memory_bytes:
+        if size(layout) <= memory_bytes:
             return layout, f"the most precise inverted lists within {_size(memory_bytes)}"
     smallest = _list_layouts(count, dim)[-1]
-    least = estimate_bytes(smallest, count)
+    least = size(smallest)
     raise UsageError(
         f"no index over {count:,} vectors of dimension {dim} fits {_size(memory_bytes)}: the smallest "
         f"({smallest.factory}) takes {_size(least)}; raise --memory-gib to {least / 2**30:.2f}, or ask for recall 1 "
@@ -304,7 +320,9 @@ def _choose_layout(
     )
 
 
-def _forced(count: int, dim: int, memory_bytes: int, backend: str, kind: str) -> tuple[Layout, str]:
+def _forced(
+    count: int, dim: int, memory_bytes: int, backend: str, kind: str, size: Callable[[Layout], int]
+) -> tuple[Layout, str]:
     why = f"kind {kind} was asked for"
     if kind == "flat":
         return Layout(backend=backend, kind=kind, dim=dim), why
@@ -318,7 +336,7 @@ def _forced(count: int, dim: int, memory_bytes: int, backend: str, kind: str) ->
     layouts = [layout for layout in _list_layouts(count, dim) if layout.kind == kind]
     if not layouts:
         raise UsageError(f"index kind {kind} needs a dimension that 2 divides, and it is {dim}")
-    fitting = [layout for layout in layouts if estimate_bytes(layout, count) <= memory_bytes]
+    fitting = [layout for layout in layouts if size(layout) <= memory_bytes]
     return (fitting or layouts[-1:])[0], why
 
 

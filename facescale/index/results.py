@@ -31,9 +31,14 @@ RESULTS_SCHEMA = pa.schema(
     [
         pa.field("query", pa.string(), nullable=False, metadata={"description": "Name of the query."}),
         pa.field(
-            "rank", pa.int32(), nullable=False, metadata={"description": "1 for the most similar face of the query."}
+            "rank",
+            pa.int32(),
+            nullable=False,
+            metadata={"description": "1 for the most similar face of the query."},
         ),
-        pa.field("face_id", pa.int64(), nullable=False, metadata={"description": "The face, in the table faces."}),
+        pa.field(
+            "face_id", pa.int64(), nullable=False, metadata={"description": "The face, in the table faces."}
+        ),
         pa.field(
             "similarity", pa.float32(), nullable=False, metadata={"description": "Cosine similarity, -1..1."}
         ),
@@ -47,7 +52,9 @@ RESULTS_SCHEMA = pa.schema(
         pa.field(
             "label",
             pa.string(),
-            metadata={"description": "What the image claims; several claims are joined by '; ', null is none."},
+            metadata={
+                "description": "What the image claims; several claims are joined by '; ', null is none."
+            },
         ),
     ],
     metadata={"facescale.table": "results"},
@@ -199,8 +206,10 @@ def _lengths(column: pa.Array) -> set[int]:
 
 def _claims(found: pa.Table, image_ids: NDArray[np.int64]) -> pa.Array:
     """The distinct labels of each image, joined, in the order of the sorted image ids; null for none."""
-    pairs = found.group_by(["image_id", "label"]).aggregate([]).sort_by(
-        [("image_id", "ascending"), ("label", "ascending")]
+    pairs = (
+        found.group_by(["image_id", "label"])
+        .aggregate([])
+        .sort_by([("image_id", "ascending"), ("label", "ascending")])
     )
     owners, first = np.unique(pairs["image_id"].to_numpy(), return_index=True)
     labels = pairs["label"].combine_chunks()
