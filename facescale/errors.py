@@ -6,6 +6,7 @@
     │   └── MismatchError          2  two things that must agree do not: model, dimension, format version
     ├── DataError                  1  a table or a value breaks the schema it was written for
     ├── CorruptError               1  something in the lake or a weights file is damaged
+    ├── DiskFullError              1  no space is left (facescale.lake.storage_errors)
     ├── TransientError             4  storage or network failed in a way that resubmitting can mend
     ├── IncompleteError            4  work is left over; running the same command again continues
     └── InfrastructureError        1  too many workers died: the machine or the cluster is at fault
