@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from facescale.bench.cli import bench_app
 from facescale.cli_options import (
     AcceptChanges,
     Address,
@@ -60,6 +61,7 @@ app = typer.Typer(
 )
 
 register(app)
+app.add_typer(bench_app, name="bench")
 
 
 @app.command()
