@@ -4,12 +4,15 @@
     ids, similarities = index.search(queries, 10)
 
 Called by the command line (through results) and by users of the library. Every answer is ordered by descending
-similarity, equal ones by ascending id, and holds no face of an image that was superseded.
+similarity, equal ones by ascending id, and holds no face of an image that was superseded. (Matrix products round
+differently for batches of other sizes: two faces whose similarities differ by 1e-7 may trade places between calls.)
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import operator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -145,6 +148,7 @@ class Index:
             MismatchError: the queries have another dimension.
             UsageError: k is less than 1, a query is zero or not finite, or no image claims the label.
         """
+        k = operator.index(k)  # faiss takes no numpy integers
         if k < 1:
             raise UsageError(f"k: {k} neighbors; ask for at least 1")
         unit = unit_queries(queries, self.manifest.dim, model=self.manifest.model, names=names)
@@ -165,6 +169,11 @@ class Index:
         """Exact among the label's faces; through the index only where they are many and the kind can select."""
         faces = label_faces(self.lake, label, superseded=self._superseded)
         if self.shards.selects and len(faces) > _EXACT_LABEL_FACES:
+            if probes is not None:
+                # The k best of one face in s are as far away as the s·k best of all. Faces that are not allowed cost
+                # next to nothing, so s times the lists take the time of one ordinary search.
+                probes = math.ceil(probes * self.shards.count / max(1, len(faces)))
+                probes = min(probes, self.manifest.layout.nlist)
             return self._search_kept(queries, k, probes, faces)
         embeddings = TableVersion("embeddings", self.manifest.inputs["embeddings"], self.manifest.model)
         return label_top_k(self.lake, embeddings, queries, faces, k, threads=self.shards.threads)

@@ -78,7 +78,7 @@ def test_answers_are_those_of_brute_force(flat, vectors) -> None:
 @pytest.mark.parametrize(("backend", "kind"), KINDS)
 def test_copies_of_a_face_come_in_the_order_of_their_ids(backend, kind, tmp_path, vectors) -> None:
     copies = np.concatenate([np.repeat(vectors[:1], 60, axis=0), vectors[1:1500]])
-    lake, ids = make_lake(tmp_path / "lake", copies[np.random.default_rng(0).permutation(len(copies))])
+    lake, _ = make_lake(tmp_path / "lake", copies[np.random.default_rng(0).permutation(len(copies))])
     build_index(lake, MODEL, IndexSettings(backend=backend, kind=kind, shard_vectors=800, num_queries=50))
     index = Index.open(lake, MODEL)
     found, sims = index.search(vectors[:1], 20)
@@ -117,7 +117,9 @@ def test_thousands_of_queries_pass_in_batches(flat, vectors, monkeypatch) -> Non
     monkeypatch.setattr(search_module, "_FETCH_ENTRIES", 20_000)
     monkeypatch.setattr(type(index.shards._resident[0]), "search", spy)
     batched = index.search(queries, 5)
-    np.testing.assert_array_equal(whole[0], batched[0])
+    # Products of other sizes round differently, so faces within 1e-7 of each other may trade places.
+    np.testing.assert_allclose(whole[1], batched[1], atol=1e-6)
+    assert (whole[0] == batched[0]).mean() > 0.999
     assert max(seen) <= 512 and len(seen) >= 20
 
 
@@ -158,13 +160,13 @@ def test_a_label_filter_finds_the_best_of_the_label(
     _, rows, _ = split_ids(ids)
     of_label = (rows % 7 == 2) & (rows != 2)
     index = Index.open(lake, MODEL)
-    found, sims = index.search(vectors[:30], 12, label="person 2")
+    found, _ = index.search(vectors[:30], 12, label="person 2")
     truth = brute_force(stored(vectors)[of_label], ids[of_label], vectors[:30], 12)
     assert np.isin(found, ids[of_label]).all()
     if limit or kind in ("flat", "hnsw"):  # brute force, or a graph, which cannot select
         np.testing.assert_array_equal(found, truth)
     else:
-        assert (found[:, :, None] == truth[:, None, :]).any(2).mean() > 0.8
+        assert (found[:, :, None] == truth[:, None, :]).any(2).mean() > 0.95
     every, _ = index.search(vectors[:2], of_label.sum() + 5, label="person 2")
     assert (every != -1).sum(1).tolist() == [of_label.sum()] * 2
 
