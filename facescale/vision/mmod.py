@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from facescale.vision.mmod_weights import Convolution, MmodWeights
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# A CPU is as fast with one plane as with eight, and caches like small ones; a GPU wants to be filled.
 DEFAULT_BATCH_PIXELS = {"cpu": 1 << 20, "cuda": 1 << 25}
 MAX_PLANE_PIXELS = 1 << 26
 STRIDE_PX = 8  # of the network
@@ -70,10 +71,10 @@ class MmodDetector:
     px just as dlib upsamples, for any other size (and where a plane would pass `max_plane_pixels`) smoothly,
     bilinear with antialiasing, so that a face of `min_face_px` becomes 80 px.
 
-    Memory is about 30 bytes a plane pixel in fp32, and a plane is 4.2 times its (resized) image. A forward
+    Memory is about 40 bytes a plane pixel in fp32, and a plane is 4.2 times its (resized) image. A forward
     pass holds at most `max_batch_pixels`; an image whose plane is larger runs alone, and one whose plane
-    would pass `max_plane_pixels` (at the default and min_face_px 40, a photo above 3.8 megapixels; 2 GB) is made
-    smaller until it fits, which raises its smallest face in proportion.
+    would pass `max_plane_pixels` (by default 2.4 GB; at min_face_px 40 a photo above 3.8 megapixels, at 80
+    above 15) is made smaller until it fits, which raises its smallest face in proportion.
 
     Args:
         card: of the model.
