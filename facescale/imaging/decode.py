@@ -12,7 +12,8 @@ Decisions that change pixels:
   else as 0..255 if none exceeds 255, else as 0..65535.
 
 Limits: damage inside the entropy-coded data of a complete JPEG cannot be told, since JPEG has no checksum;
-the image is `ok` (and libjpeg prints one line). A PNG's checksums are verified.
+the image is `ok`, and libjpeg prints one line. A PNG's checksums are verified, so libpng has no cause to print,
+unless an encoder put right checksums on too little data.
 """
 
 from __future__ import annotations
@@ -137,7 +138,7 @@ def _pixels(data: bytes, header: Header, max_pixels: int) -> Pixels:
         except Image.DecompressionBombError as error:
             raise Rejected("too_many_pixels", str(error)) from None
         except Exception as error:  # on hostile bytes Pillow raises nearly everything
-            raise Rejected(*_verdict(error)) from None
+            raise Rejected(*_verdict(error, header.kind)) from None
     return _upright(pixels, header.orientation)
 
 
@@ -196,9 +197,11 @@ def _upright(pixels: Pixels, orientation: int) -> Pixels:
     return upright
 
 
-def _verdict(error: Exception) -> tuple[str, str]:
+def _verdict(error: Exception, kind: str) -> tuple[str, str]:
     """Status and detail for what Pillow said about a file whose header was good."""
     text = " ".join(str(error).split())[:200] or type(error).__name__
     if isinstance(error, EOFError) or "truncated" in text.lower() or "unexpected end" in text.lower():
         return "truncated", f"the image data ends early ({text})"
+    if "unknown pixel mode" in text.lower() or "unsupported" in text.lower():
+        return "unsupported", f"this kind of {kind.upper()} is not read ({text}); convert to 8-bit RGB"
     return "corrupt", f"the image data cannot be decoded ({text})"
