@@ -8,6 +8,7 @@ Decisions that change pixels:
 - Orientation is applied here, once, from EXIF in JPEG, PNG and WebP, by Pillow in TIFF; never by OpenCV.
 - Transparency is composited on white, the page most images were made for; hidden colors do not appear.
 - Animations give their first frame. Color profiles are ignored.
+- CMYK samples of a JPEG with Adobe's marker are inverted, others are not; they become RGB without a profile.
 - Integer samples of more than 8 bits keep the high byte of 16. Floats are taken as 0..1 if none exceeds 1,
   else as 0..255 if none exceeds 255, else as 0..65535.
 
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -167,8 +168,13 @@ def _by_pillow(body: bytes, header: Header, max_pixels: int) -> Pixels:
             over = image.convert("RGBA")
             white = Image.new("RGBA", over.size, (255, 255, 255, 255))
             return np.array(Image.alpha_composite(white, over).convert("RGB"))
+        flat: Image.Image = image
+        if header.kind == "jpeg" and image.mode == "CMYK" and "adobe" not in image.info:
+            flat = ImageChops.invert(
+                image
+            )  # Pillow takes all CMYK JPEGs for Adobe's, whose samples are inverted
         try:
-            return np.array(image.convert("RGB"))
+            return np.array(flat.convert("RGB"))
         except ValueError:
             raise Rejected("unsupported", f"{image.mode} color is not read; convert to RGB") from None
 
