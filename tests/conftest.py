@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # before torch loads: tests share the machine with Ray's workers
+
 
 @pytest.fixture(scope="session")
 def shared_root() -> Path:

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from facescale.engine.worker import PartDone, PartFailed, PartWorker, key_of, thread_environment
+from facescale.engine.worker import PartDone, PartFailed, PartWorker, key_of, worker_environment
 from facescale.errors import InfrastructureError
 from facescale.lake.stage import Guard
 
@@ -70,7 +70,7 @@ def run_careful(
 
 def _run_child(base: Path, threads: int, item_deadline_s: float) -> str:
     """Start one child, watch its notes, and say how it ended."""
-    environment = {**os.environ, **thread_environment(threads)}
+    environment = {**os.environ, **worker_environment(threads)}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     environment["FACESCALE_CAREFUL_PARENT"] = str(os.getpid())
     command = [sys.executable, "-m", "facescale.engine.careful", str(base)]

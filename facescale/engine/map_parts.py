@@ -26,7 +26,7 @@ from facescale.engine.worker import (
     PartWorker,
     WorkerInfo,
     key_of,
-    thread_environment,
+    worker_environment,
 )
 from facescale.errors import FacescaleError, InfrastructureError
 
@@ -192,7 +192,7 @@ class _Mapper:
             num_gpus=placement.gpus,
             max_restarts=0,
             max_task_retries=0,
-            runtime_env={"env_vars": thread_environment(placement.threads)},
+            runtime_env={"env_vars": worker_environment(placement.threads)},
         )
 
     def run(self, units: Iterator[Any]) -> MapSummary:
