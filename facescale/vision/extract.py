@@ -208,7 +208,7 @@ class ExtractStage:
             ]
         )
         if self.embedder is not None and self.template is not None:
-            columns.chips.append(extract_chips(images, landmarks, self.template, pool=self.pool))
+            columns.chips.append(extract_chips(images, landmarks, self.template))
             waiting = sum(len(chips) for chips in columns.chips)
             if flush or waiting >= self.settings.embed_batch:
                 self._embed(columns, keep=0 if flush else waiting % self.settings.embed_batch)
