@@ -12,7 +12,6 @@ Shape legend: B images of a forward pass, H and W height and width of its planes
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from facescale.models.weights import find_weights, read_weights
 from facescale.vision.align import box_from_dlib
 from facescale.vision.mmod_weights import read_mmod
 from facescale.vision.nms import greedy_nms, overlap_of_hulls
+from facescale.vision.precision import DTYPES, exact_convolutions
 from facescale.vision.protocols import Detections
 from facescale.vision.pyramid import (
     TiledLayout,
@@ -38,12 +38,11 @@ from facescale.vision.pyramid import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from contextlib import AbstractContextManager
 
     from facescale.models.card import ModelCard
-    from facescale.vision.mmod_weights import Convolution, MmodWeights
+    from facescale.models.dlib_layers import Convolution
+    from facescale.vision.mmod_weights import MmodWeights
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # A CPU is as fast with one plane as with eight, and caches like small ones; a GPU wants to be filled.
 DEFAULT_BATCH_PIXELS = {"cpu": 1 << 20, "cuda": 1 << 25}
 MAX_PLANE_PIXELS = 1 << 26
@@ -248,19 +247,6 @@ class _Network:
             torch.arange(columns, device=self._device) < torch.tensor(widths, device=self._device)[:, None]
         )
         return (row[:, None, :, None] & column[:, None, None, :]).to(values.dtype)
-
-
-def exact_convolutions(device: torch.device) -> AbstractContextManager[None]:
-    """Convolve float32 in float32: by default CUDA rounds the inputs to 10 bits (TF32)."""
-    if device.type != "cuda":
-        return nullcontext()
-    cudnn = torch.backends.cudnn
-    return cudnn.flags(
-        enabled=cudnn.enabled,
-        benchmark=cudnn.benchmark,
-        deterministic=cudnn.deterministic,
-        allow_tf32=False,
-    )
 
 
 def _scaled(height: int, width: int, scale: float) -> tuple[int, int]:

@@ -8,34 +8,20 @@ last convolution. Everything that is not needed is checked, so that another netw
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from facescale.models.dlib_layers import expect_name, expect_plain, read_convolution, skip_layer_state
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from facescale.models.dlib_dat import DatReader
+    from facescale.models.dlib_layers import Convolution
 
 NUM_CONVOLUTIONS = 7
 _NUM_LAYERS = 3 * NUM_CONVOLUTIONS - 2
-
-
-@dataclass(frozen=True, eq=False)
-class Convolution:
-    """One convolution with its batch norm folded in.
-
-    Args:
-        weight: float32 [out, in, height, width].
-        bias: float32 [out].
-        stride: step in both directions.
-        padding: zeros on each side.
-    """
-
-    weight: npt.NDArray[np.float32]
-    bias: npt.NDArray[np.float32]
-    stride: int
-    padding: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,24 +48,23 @@ def read_mmod(reader: DatReader) -> MmodWeights:
         CorruptError: it is damaged, or not this network.
     """
     reader.expect(1, "loss layer version")
-    _expect_name(reader, "loss_mmod_")
+    expect_name(reader, "loss_mmod_")
     window_px, max_overlap = _read_options(reader)
     for _ in range(_NUM_LAYERS - 1):
         reader.expect(2, "layer version")
     reader.expect(3, "input layer version")
-    _expect_name(reader, "input_rgb_image_pyramid")
+    expect_name(reader, "input_rgb_image_pyramid")
     mean = np.array([reader.float_() for _ in range(3)], np.float32)
     convolutions = []
     for index in range(NUM_CONVOLUTIONS):
-        convolution = _read_convolution(reader)
-        _skip_layer_state(reader)
+        convolution = read_convolution(reader)
+        skip_layer_state(reader)
         if index == 0:
             reader.expect(1, "images per sample")
         if index < NUM_CONVOLUTIONS - 1:
-            convolution = _fold(convolution, *_read_batch_norm(reader))
-            _skip_layer_state(reader)
-            _expect_name(reader, "relu_")
-            _skip_layer_state(reader)
+            convolution = convolution.then(*_read_batch_norm(reader))
+            skip_layer_state(reader)
+            expect_plain(reader, "relu_")
         convolutions.append(convolution)
     reader.expect_end()
     return MmodWeights(window_px, max_overlap, mean, tuple(convolutions))
@@ -100,29 +85,13 @@ def _read_options(reader: DatReader) -> tuple[int, float]:
     return width, max_overlap
 
 
-def _read_convolution(reader: DatReader) -> Convolution:
-    _expect_name(reader, "con_4")
-    params = reader.tensor().reshape(-1)
-    filters, rows, columns = reader.int_(), reader.int_(), reader.int_()
-    stride_y, stride_x, padding_y, padding_x = (reader.int_() for _ in range(4))
-    if (rows, stride_y, padding_y) != (columns, stride_x, padding_x):
-        reader.fail("convolution that is not square")
-    shape = reader.alias_tensor()
-    reader.alias_tensor()
-    for _ in range(4):
-        reader.float_()  # learning rates and weight decays
-    if shape[0] != filters or shape[2:] != (rows, columns) or params.size != np.prod(shape) + filters:
-        reader.fail(f"convolution of {filters} filters of {rows} x {columns} with weights of {shape}")
-    return Convolution(params[:-filters].reshape(shape), params[-filters:], stride_y, padding_y)
-
-
 def _read_batch_norm(reader: DatReader) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Scale and offset, float64 [channels], that batch norm applies at inference.
 
     dlib writes the statistics of the last training batch (means, inverse deviations), then the running ones.
     Inference uses the running ones; with the others the detector finds nothing.
     """
-    _expect_name(reader, "bn_con2")
+    expect_name(reader, "bn_con2")
     gamma, beta = np.split(reader.tensor().reshape(-1).astype(np.float64), 2)
     reader.alias_tensor()
     reader.alias_tensor()
@@ -136,25 +105,3 @@ def _read_batch_norm(reader: DatReader) -> tuple[npt.NDArray[np.float64], npt.ND
         reader.fail(f"batch norm of {len(gamma)} channels with statistics of {len(mean)} and {len(variance)}")
     scale = gamma / np.sqrt(variance + epsilon)
     return scale, beta - scale * mean
-
-
-def _fold(convolution: Convolution, scale: npt.NDArray[Any], offset: npt.NDArray[Any]) -> Convolution:
-    """The convolution whose output is scale · output + offset."""
-    weight = (convolution.weight * scale[:, None, None, None]).astype(np.float32)
-    bias = (convolution.bias * scale + offset).astype(np.float32)
-    return Convolution(weight, bias, convolution.stride, convolution.padding)
-
-
-def _skip_layer_state(reader: DatReader) -> None:
-    """Every layer ends with three flags and three tensors that are empty in a trained network."""
-    for _ in range(3):
-        reader.bool_()
-    for _ in range(3):
-        reader.tensor()
-
-
-def _expect_name(reader: DatReader, name: str) -> None:
-    start = reader.offset
-    found = reader.string()
-    if found != name:
-        reader.fail(f"found {found!r} where {name!r} should be", start)

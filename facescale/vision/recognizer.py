@@ -8,7 +8,6 @@ Shape legend: N faces, B faces of a batch, S chip side, D descriptor length.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,11 +28,11 @@ from facescale.models.dlib_layers import (
     skip_layer_state,
 )
 from facescale.models.weights import read_weights
+from facescale.vision.precision import DTYPES, exact_convolutions
 
 if TYPE_CHECKING:
     from facescale.models.card import ModelCard
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _DOWN = (False,) * 3 + (True,) + (False,) * 3 + (True,) + (False,) * 2 + (True,) + (False,) * 2 + (True,)
 _INPUT_SCALE = 256.0  # a constant of dlib's input layer; its means are in the file
 
@@ -94,7 +93,7 @@ class DlibRecognizer:
         self.device = torch.device(device)
         self.batch = batch
         self.precision = precision
-        network = _Resnet(weights, _DTYPES[precision]).to(self.device)
+        network = _Resnet(weights, DTYPES[precision]).to(self.device)
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # not in its stubs
 
     def embed(self, chips: np.ndarray) -> np.ndarray:
@@ -115,25 +114,12 @@ class DlibRecognizer:
                 f"{list(chips.shape)}: align them to the template {self.card.template}"
             )
         descriptors = np.empty((len(chips), self.dim), np.float32)
-        with torch.inference_mode(), self._exact():
+        with torch.inference_mode(), exact_convolutions(self.device):
             for start in range(0, len(chips), self.batch):
                 part = chips[start : start + self.batch].copy()  # torch wants it contiguous and writable
                 pixels = torch.from_numpy(part).to(self.device)
                 descriptors[start : start + len(part)] = self.network(pixels).float().cpu().numpy()
         return descriptors
-
-    def _exact(self) -> AbstractContextManager[None]:
-        """Keep cuDNN from computing fp32 convolutions in TF32, its default, which has 10 bits of mantissa."""
-        if self.device.type == "cuda" and self.precision == "fp32":
-            cudnn = torch.backends.cudnn
-            flags: AbstractContextManager[None] = cudnn.flags(
-                enabled=cudnn.enabled,
-                benchmark=cudnn.benchmark,
-                deterministic=cudnn.deterministic,
-                allow_tf32=False,
-            )
-            return flags
-        return nullcontext()
 
 
 class _Resnet(torch.nn.Module):
