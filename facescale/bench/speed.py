@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 MIN_PARTS = 40
 DEFAULT_LIMIT = 1500
-BATCHES = (4, 16, 64)
+BATCHES = (1, 4, 16)
 _WARM_UP = 64  # photographs
 _TRIAL = 96  # photographs for each batch size, twice
 _UPSAMPLES = {40: 1, 80: 0}  # smallest face → number_of_times_to_upsample
