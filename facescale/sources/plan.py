@@ -128,6 +128,7 @@ class _Planner:
         self.store, self.root = lake.store, root_uri(src)
         self.part_rows, self.accept, self.dry_run = part_rows, accept_changes, dry_run
         self.known = Known(lake.store, self.root)
+        self.theirs: list[str] = []
         self.report = PlanReport(accepted=accept_changes)
         self.images: list[pa.Table] = []
         self.num_images = 0
@@ -265,24 +266,33 @@ class _Planner:
         )
 
     def _write(self, rows: pa.Table, part_rows: int) -> None:
-        """Create the next shard, unless another planner takes its number first: then without what that one has."""
-        while rows.num_rows:
+        """Create the next shard; while another planner has taken its number, drop what that one has planned.
+
+        Numbers go up by one, so every shard that this planner did not know at its start is one whose number it
+        loses: nothing can be planned twice.
+        """
+        while True:
+            if self.theirs:
+                planned = pc.is_in(rows.column("uri"), value_set=pa.array(self.theirs, pa.string()))
+                lost = pc.sum(rows.filter(planned).column("num_rows")).as_py()
+                self.report.known_members += lost or 0
+                rows = rows.filter(pc.invert(planned))
+            if not rows.num_rows:
+                return
             number = self.known.next_shard
             counts = rows.column("num_rows").to_numpy()
             table = rows.append_column("shard", pa.array(np.full(len(counts), number, np.int32)))
             table = table.append_column("row", pa.array(np.cumsum(counts) - counts))
             table = table.append_column("part_rows", pa.array(np.full(len(counts), part_rows, np.int32)))
             if self._create(number, check_table("sources", table)):
-                self.known.next_shard = number + 1
-                total = int(counts.sum())
-                self.report.new_members += total
-                self.report.new_parts += -(-total // part_rows)
-                self.report.new_shards += 1
-                self.report.new_bytes += int(pc.sum(rows.column("bytes")).as_py())
-                return
-            theirs = pc.is_in(rows.column("uri"), value_set=self.known.absorb(number).column("uri"))
-            self.report.known_members += int(counts[theirs.to_numpy()].sum())
-            rows = rows.filter(pc.invert(theirs))
+                break
+            self.theirs += self.known.absorb(number).column("uri").to_pylist()
+        self.known.next_shard = number + 1
+        total = int(counts.sum())
+        self.report.new_members += total
+        self.report.new_parts += -(-total // part_rows)
+        self.report.new_shards += 1
+        self.report.new_bytes += int(pc.sum(rows.column("bytes")).as_py())
 
     def _create(self, number: int, table: pa.Table) -> bool:
         if self.dry_run:

@@ -27,7 +27,7 @@ from facescale.sources.containers import (
     tar_members,
 )
 from facescale.sources.uris import filesystem, is_remote, member_uri, path_of_uri
-from facescale.sources.walk import remote_stamp
+from facescale.sources.walk import stamp_differs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -170,13 +170,13 @@ def _local_bytes(source: Source) -> bytes:
 def _check_stat(info: os.stat_result, source: Source) -> None:
     if not stat.S_ISREG(info.st_mode):
         raise _BadSourceError("source_changed", f"is no file any more; {_CHANGED}")
-    _check_same(info.st_size, str(info.st_mtime_ns), source)
+    _check_same(info.st_size, str(info.st_mtime_ns) != source.stamp, source)
 
 
-def _check_same(size: int, stamp: str, source: Source) -> None:
+def _check_same(size: int, written_again: bool, source: Source) -> None:
     if size != source.bytes:
         raise _BadSourceError("source_changed", f"was {source.bytes:,} bytes, is {size:,}; {_CHANGED}")
-    if stamp != source.stamp:
+    if written_again:
         raise _BadSourceError("source_changed", f"was written again after it was planned; {_CHANGED}")
 
 
@@ -192,7 +192,8 @@ def _remote_bytes(source: Source) -> bytes:
 
 def _check_remote(fs: Any, path: str, source: Source) -> None:
     info = fs.info(path)
-    _check_same(int(info.get("size") or 0), remote_stamp(info), source)
+    size = int(info.get("size") or 0) if source.bytes else 0
+    _check_same(size, stamp_differs(info, source.stamp), source)
 
 
 def _storage_verdict(error: Exception) -> tuple[str, str]:

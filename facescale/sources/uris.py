@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import fsspec
 
-from facescale.errors import UsageError
+from facescale.errors import MissingExtraError, UsageError
 
 # Decoded, or recognized and refused with a status of their own (the last line): rows of `images` either way.
 _IMAGES = (
@@ -60,11 +60,8 @@ def root_uri(src: str) -> str:
             f"{parts.scheme}://...@{parts.netloc.rpartition('@')[2]}{parts.path} holds credentials, which would "
             "reach tables and logs; give the address alone and the credentials through the environment"
         )
-    if parts.scheme not in fsspec.available_protocols():
-        raise UsageError(
-            f"{src}: unknown protocol {parts.scheme!r}; use a local path, s3://, gs:// or memory://"
-        )
-    return src.rstrip("/")
+    fs = filesystem(parts.scheme)
+    return str(fs.unstrip_protocol(fs._strip_protocol(src))).rstrip("/")
 
 
 def uri_of_path(path: str | bytes) -> str:
@@ -99,8 +96,16 @@ def member_uri(container: str, member: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def filesystem(protocol: str) -> Any:
-    """The fsspec file system of a protocol, options from the environment; listings are never cached."""
+    """The fsspec file system of a protocol, options from the environment; listings are never cached.
+
+    Raises:
+        UsageError: fsspec does not know the protocol, or a package for it is missing.
+    """
+    if protocol not in fsspec.available_protocols():
+        raise UsageError(f"unknown protocol {protocol}://; use a local path, s3://, gs:// or memory://")
     try:
         return fsspec.filesystem(protocol, use_listings_cache=False)
     except ImportError as error:
+        if protocol in ("s3", "s3a"):
+            raise MissingExtraError("s3fs", "s3", f"{protocol}://") from None
         raise UsageError(f"{protocol}:// needs another package: {error}") from None

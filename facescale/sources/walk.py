@@ -13,6 +13,7 @@ import os
 import stat
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,7 +43,7 @@ class Found(NamedTuple):
         uri: where it is.
         format: image, tar or parquet.
         bytes: its size.
-        stamp: mtime in ns, or the object store's etag or time: what tells that it changed.
+        stamp: what tells that it changed: mtime in ns, or KEY:VALUE of an object store (remote_stamp).
     """
 
     uri: str
@@ -204,6 +205,8 @@ def _walk_remote(root: str, tally: Tally) -> Iterator[Found]:
     except FileNotFoundError:
         raise UsageError(f"{root} does not exist; give a folder, a tar, a Parquet file or a URL") from None
     if info["type"] == "file":
+        # As a listing tells it, so that it is the same file when its folder is the source.
+        info = next((entry for entry in fs.ls(path, detail=True) if entry["name"] == info["name"]), info)
         yield Found(root, _input_format(root, root), int(info.get("size") or 0), remote_stamp(info))
         return
     stack = [_remote_entries(fs, path, tally, is_top=True)]
@@ -261,9 +264,28 @@ def _refuse_lake(uri: str, tally: Tally, *, is_top: bool) -> None:
     tally.ignored["(lake)"] += 1
 
 
+_STAMP_KEYS = ("etag", "md5hash", "generation", "mtime", "lastmodified", "last_modified", "created")
+
+
 def remote_stamp(info: dict[str, Any]) -> str:
-    """What tells that an object changed: its etag, else a checksum, generation or time; "" if it has none."""
-    for key in ("ETag", "etag", "md5Hash", "generation", "mtime", "LastModified", "last_modified", "created"):
-        if info.get(key) is not None:
-            return str(info[key]).strip('"')
+    """What tells that an object changed, as KEY:VALUE: its etag, else a checksum, generation or time; or ""."""
+    values = {str(key).lower(): value for key, value in info.items()}
+    for key in _STAMP_KEYS:
+        if values.get(key) is not None:
+            return f"{key}:{_stamp_text(values[key])}"
     return ""
+
+
+def stamp_differs(info: dict[str, Any], stamp: str) -> bool:
+    """Whether an object's info contradicts its stamp; what it does not tell contradicts nothing.
+
+    Listings and single queries of one store may tell different things, so the stamp's own key is compared.
+    """
+    key, _, value = stamp.partition(":")
+    values = {str(name).lower(): known for name, known in info.items()}
+    return values.get(key) is not None and _stamp_text(values[key]) != value
+
+
+def _stamp_text(value: object) -> str:
+    # fsspec's file systems give times as datetime in one call and as a number in another.
+    return str(value.timestamp()) if isinstance(value, datetime) else str(value).strip('"')
