@@ -157,14 +157,17 @@ def read_file(row: int, source: Source, max_bytes: int) -> Member:
 
 
 def _local_bytes(source: Source) -> bytes:
-    # O_NONBLOCK: a pipe that has taken the file's place must not block; it means nothing for regular files.
-    descriptor = os.open(path_of_uri(source.uri), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb", buffering=0) as file:
-        _check_stat(os.fstat(descriptor), source)
+    with open(path_of_uri(source.uri), "rb", buffering=0, opener=_open_without_waiting) as file:
+        _check_stat(os.fstat(file.fileno()), source)
         data = file.readall()
     if len(data) != source.bytes:
         raise _BadSourceError("source_changed", f"changed while it was read; {_CHANGED}")
     return data
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    # A pipe that has taken the file's place must not block; for regular files O_NONBLOCK means nothing.
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _check_stat(info: os.stat_result, source: Source) -> None:
@@ -199,8 +202,8 @@ def _check_remote(fs: Any, path: str, source: Source) -> None:
 def _storage_verdict(error: Exception) -> tuple[str, str]:
     """Status and detail of what reading raised."""
     reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return "source_changed", f"is not there any more; {_CHANGED}"
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return "source_changed", f"is no file any more; {_CHANGED}"
     if isinstance(error, PermissionError):
         return "unreadable", f"{reason}; grant read access, then run again with --retry-failed"
     if isinstance(error, OSError) and error.errno is not None and error.errno not in _TRANSIENT:
@@ -232,6 +235,9 @@ def _read_container(source: Source, part: SourcePart, max_bytes: int) -> Iterato
         raise
     except Exception as error:
         status, detail = _storage_verdict(error)
+        # Arrow reports pages that it cannot decode as an OSError without a number; so may remote storage a hiccup.
+        if type(error) is OSError and error.errno is None and not is_remote(source.uri):
+            status, detail = "unreadable", f"damaged ({error}); replace the file, then --accept-changes"
     for left in range(row, end):
         yield Member(left, member_uri(source.uri, f"row={left}"), None, status, detail)
 
