@@ -1,7 +1,7 @@
 """What earlier runs have planned: the lake's `sources` table in, an answer for each found file out. Called by plan.
 
-Memory: about 34 bytes a planned file, whatever the length of its name: two 64-bit hashes, its image id, its
-number of rows, two flags. A hash only ever says "look": before a file is called changed, its name is compared.
+Memory: about 35 bytes a planned file, whatever the length of its name: two 64-bit hashes, its image id, its
+number of rows, three flags. A hash only ever says "look": before a file is called changed, its name is compared.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ def plan_sources(
         UsageError: the source does not exist, cannot be read, or holds no image; or `part_rows` is not allowed.
 
     Notes:
-        Memory: 34 bytes a file planned before (facescale.sources.known), plus up to 524,288 new rows of about
+        Memory: 35 bytes a file planned before (facescale.sources.known), plus up to 524,288 new rows of about
         150 bytes. A tar is walked header by header once, before it is planned.
     """
     if part_rows is not None and not (1 <= part_rows <= MAX_PART_ROWS and part_rows & (part_rows - 1) == 0):
