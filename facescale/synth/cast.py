@@ -26,8 +26,8 @@ STRENGTH = 0.7
 MIN_DISTANCE = 0.45  # L2 of raw descriptors; two photographs of one person are 0.2 apart, rarely 0.4
 _AUDITION_PX = 224
 _FACE_PX = 96.0
-_BATCH = 32
-_MAX_ROUNDS_PER_PERSON = 2.0
+_MIN_BATCH, _MAX_BATCH = 8, 32  # auditions of one round
+_PATIENCE = 8  # rounds without anyone new after which the face space counts as full
 
 
 class Judge(Protocol):
@@ -108,10 +108,12 @@ def choose_cast(
     people: list[Person] = []
     chosen = np.zeros((0, 0), np.float32)
     auditioned = 0
-    rounds = int(4 + _MAX_ROUNDS_PER_PERSON * count)
-    for round_seed in seed.spawn(rounds):
-        rng = np.random.default_rng(round_seed)
-        candidates = draw_people(portrait, 2 * _BATCH, rng, strength=STRENGTH)[:_BATCH]
+    since_last = 0
+    while since_last < _PATIENCE:
+        since_last += 1
+        rng = np.random.default_rng(seed.spawn(1)[0])
+        wanted = min(max(2 * (count - len(people)), _MIN_BATCH), _MAX_BATCH)
+        candidates = draw_people(portrait, 2 * wanted, rng, strength=STRENGTH)[:wanted]
         auditioned += len(candidates)
         descriptors = judge.describe(list(pool.map(_audition, candidates)))
         if not len(people):
@@ -120,6 +122,7 @@ def choose_cast(
             apart = np.linalg.norm(chosen - descriptor, axis=1)
             if np.isfinite(descriptor).all() and (apart >= min_distance).all():
                 people.append(person)
+                since_last = 0
                 chosen = np.concatenate([chosen, descriptor[None]])
             if len(people) == count:
                 return Cast(people, chosen, auditioned)

@@ -151,7 +151,7 @@ def finish(canvas: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarr
         canvas = cv2.blur(canvas, (length, 1) if rng.random() < 0.5 else (1, length))
     levels = canvas * 255
     if look.noise:
-        levels = levels + rng.normal(0, look.noise, canvas.shape).astype(np.float32)
+        levels = levels + np.float32(look.noise) * rng.standard_normal(canvas.shape, np.float32)
     return np.asarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8))
 
 

@@ -5,7 +5,7 @@ for cv2.remap, where every place of the warped picture comes from. Called by fac
 facescale.synth.render.
 
 A thin-plate spline is linear in the displacements, so its solution is computed once per process as a matrix from
-the P displacements to a grid of places 8 px apart; a warp is then one small product.
+the P displacements to a grid of places 4 px apart; a warp is then one small product.
 
 Shape legend: P points, G = g x g grid nodes.
 """
@@ -20,9 +20,12 @@ import numpy as np
 from facescale.synth.portrait import Portrait, load_portrait
 from facescale.synth.raster import sample
 
-_STEP_PX = 8.0
-_ORIGIN_PX = -64.0  # the grid reaches beyond the picture: hair may be moved past its border
+_STEP_PX = 4.0
+# x and y of the grid's first node: it covers the head, whose hair may be moved past the picture's upper border. What
+# is outside it moves as its border does, which the fixed points around the head keep nearly still.
+_ORIGIN_PX = (64.0, -64.0)
 _NODES = 81
+_SMOOTHING = 30.0  # px²: neighbors that are told to part (brow and temple are 7 px apart) part gently
 _INVERSE_ROUNDS = 12
 
 
@@ -62,7 +65,7 @@ def make_warp(displacement: np.ndarray) -> Warp:
 
 
 def spread(displacement: np.ndarray) -> np.ndarray:
-    """The thin-plate spline through the displacements, at the grid's nodes.
+    """The thin-plate spline near the displacements, at the grid's nodes.
 
     Args:
         displacement: float64 [..., P, 2] px.
@@ -70,8 +73,10 @@ def spread(displacement: np.ndarray) -> np.ndarray:
     Returns:
         float32 [..., g, g, 2] px.
     """
-    field = np.einsum("gp,...pc->...gc", _basis(), displacement)
-    return np.asarray(field.reshape(*displacement.shape[:-2], _NODES, _NODES, 2).astype(np.float32))
+    P = displacement.shape[-2]
+    columns = np.moveaxis(displacement, -2, 0).reshape(P, -1)  # one product for all warps
+    field = (_basis() @ columns).astype(np.float32).reshape(_NODES, _NODES, *displacement.shape[:-2], 2)
+    return np.ascontiguousarray(np.moveaxis(field, (0, 1), (-3, -2)))
 
 
 def steepness(forward: np.ndarray) -> np.ndarray:
@@ -81,12 +86,15 @@ def steepness(forward: np.ndarray) -> np.ndarray:
         forward: float32 [..., g, g, 2] px.
 
     Returns:
-        float32 [...], the largest Frobenius norm of the displacement's derivative between neighboring nodes.
+        float32 [...], the largest singular value of the displacement's derivative between neighboring nodes.
     """
-    across = np.diff(forward, axis=-2)[..., :-1, :, :]
-    down = np.diff(forward, axis=-3)[..., :, :-1, :]
-    square = (across**2).sum(axis=-1) + (down**2).sum(axis=-1)
-    return np.asarray(np.sqrt(square.max(axis=(-2, -1))) / np.float32(_STEP_PX))
+    across = np.diff(forward, axis=-2)[..., :-1, :, :] / np.float32(_STEP_PX)
+    down = np.diff(forward, axis=-3)[..., :, :-1, :] / np.float32(_STEP_PX)
+    # Of a 2 x 2 matrix with columns p, q: half the sum of its squares, plus what the determinant leaves of it.
+    half = ((across**2).sum(axis=-1) + (down**2).sum(axis=-1)) / 2
+    determinant = across[..., 0] * down[..., 1] - across[..., 1] * down[..., 0]
+    square = half + np.sqrt(np.maximum(half**2 - determinant**2, 0))
+    return np.asarray(np.sqrt(square.max(axis=(-2, -1))))
 
 
 def turn_head(portrait: Portrait, yaw_deg: float, pitch_deg: float) -> np.ndarray:
@@ -116,14 +124,14 @@ def similarity(source: np.ndarray, target: np.ndarray) -> tuple[complex, complex
 
 def _sample(field: np.ndarray, places: np.ndarray) -> np.ndarray:
     """Field at places of the portrait, both float32 [H, W, 2]; constant beyond the grid."""
-    at = (places - np.float32(_ORIGIN_PX)) / np.float32(_STEP_PX)
+    at = (places - np.array(_ORIGIN_PX, np.float32)) / np.float32(_STEP_PX)
     return sample(field, at)
 
 
 @lru_cache(maxsize=1)
 def _nodes() -> np.ndarray:
-    axis = (np.arange(_NODES) * _STEP_PX + _ORIGIN_PX).astype(np.float32)
-    return np.stack(np.meshgrid(axis, axis), axis=-1)
+    x, y = (np.arange(_NODES, dtype=np.float32) * np.float32(_STEP_PX) + start for start in _ORIGIN_PX)
+    return np.stack(np.meshgrid(x, y), axis=-1)
 
 
 @lru_cache(maxsize=1)
@@ -133,7 +141,7 @@ def _basis() -> np.ndarray:
     centers = np.concatenate([portrait.points, portrait.fixed])
     count = len(centers)
     system = np.zeros((count + 3, count + 3))
-    system[:count, :count] = _kernel(centers, centers)
+    system[:count, :count] = _kernel(centers, centers) + _SMOOTHING * np.eye(count)
     system[:count, count:] = np.c_[np.ones(count), centers]
     system[count:, :count] = system[:count, count:].T
     given = np.zeros((count + 3, len(portrait.points)))
