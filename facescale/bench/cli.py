@@ -150,6 +150,7 @@ def memory(
     photos: Photos,
     sizes: Annotated[str, typer.Option(help="Numbers of photographs, with commas.")] = "2000,20000",
     min_face_px: MinFacePx = 80,
+    workers: Annotated[int | None, typer.Option(min=1, help="Of extract; default: one a core.")] = None,
     limit: Limit = None,
     work: Work = None,
     out: Out = None,
@@ -165,7 +166,15 @@ def memory(
     except ValueError:
         raise UsageError(f"--sizes {sizes}: expected numbers with commas, e.g. 2000,20000") from None
     _run(
-        bench_memory, photos, json_output, out, sizes=numbers, min_face_px=min_face_px, limit=limit, work=work
+        bench_memory,
+        photos,
+        json_output,
+        out,
+        sizes=numbers,
+        min_face_px=min_face_px,
+        workers=workers,
+        limit=limit,
+        work=work,
     )
 
 

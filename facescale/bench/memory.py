@@ -21,7 +21,9 @@ import psutil
 
 from facescale.bench.photos import find_photos
 from facescale.bench.results import Goal, Result, timed
+from facescale.engine.session import usable_cpus
 from facescale.errors import FacescaleError, UsageError
+from facescale.sources.plan import choose_part_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -165,10 +167,10 @@ def peak_pss(command: Sequence[str], *, env: Mapping[str, str] | None = None) ->
     return meter.peak
 
 
-def extract_command(src: Path, lake: Path, *, min_face_px: int) -> list[str]:
+def extract_command(src: Path, lake: Path, *, min_face_px: int, workers: int) -> list[str]:
     """`facescale extract` in this interpreter."""
-    start = [sys.executable, "-c", "from facescale.cli import main; main()"]
-    return [*start, "extract", str(src), str(lake), "--min-face-px", str(min_face_px), "--json"]
+    start = [sys.executable, "-c", "from facescale.cli import main; main()", "extract", str(src), str(lake)]
+    return [*start, "--min-face-px", str(min_face_px), "--workers", str(workers), "--json"]
 
 
 def multiply_photos(photos: Sequence[Path], count: int, out: Path) -> None:
@@ -180,13 +182,13 @@ def multiply_photos(photos: Sequence[Path], count: int, out: Path) -> None:
         link.symlink_to(photo.resolve())
 
 
-def extract_peak(photos: Sequence[Path], count: int, work: Path, *, min_face_px: int) -> Peak:
+def extract_peak(photos: Sequence[Path], count: int, work: Path, *, min_face_px: int, workers: int) -> Peak:
     """Peak memory of `facescale extract` over `count` photographs, in a process and a Ray of its own."""
     src, lake = work / f"photos-{count}", work / f"lake-{count}"
     multiply_photos(photos, count, src)
     # A cluster that RAY_ADDRESS names would hold the workers outside the tree that is measured.
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    return peak_pss(extract_command(src, lake, min_face_px=min_face_px), env=env)
+    return peak_pss(extract_command(src, lake, min_face_px=min_face_px, workers=workers), env=env)
 
 
 def bench_memory(
@@ -195,6 +197,7 @@ def bench_memory(
     *,
     sizes: Sequence[int] = DEFAULT_SIZES,
     min_face_px: int = DEFAULT_MIN_FACE_PX,
+    workers: int | None = None,
     limit: int | None = None,
     work: str | None = None,
 ) -> Result:
@@ -205,6 +208,8 @@ def bench_memory(
         reporter: where remarks go.
         sizes: numbers of photographs, at least two.
         min_face_px: smallest face; 80 is quick, and memory per image is larger at 40 but does not depend on sizes.
+        workers: of extract, the same at every size, since each takes memory of its own; None for one a core, but
+            no more than the smallest size has parts.
         limit: take at most so many different photographs.
         work: folder for links and lakes; None for a temporary one.
 
@@ -216,14 +221,21 @@ def bench_memory(
             f"--sizes {','.join(map(str, sizes))}: give at least two different numbers of photographs"
         )
     photos = find_photos(Path(folder).absolute(), limit)
-    settings = {"photos": len(photos), "sizes": list(sizes), "min_face_px": min_face_px}
+    smallest = min(sizes)
+    workers = workers or min(usable_cpus(), -(-smallest // choose_part_rows(smallest)))
+    settings = {
+        "photos": len(photos),
+        "sizes": list(sizes),
+        "min_face_px": min_face_px,
+        "workers": workers,
+    }
     result = Result("memory", settings)
     rows, peaks = [], []
     with timed(result), tempfile.TemporaryDirectory(prefix="facescale-bench-", dir=work) as place:
         for count in sorted(set(sizes)):
             reporter.say(f"extracting {count:,} photographs")
             start = time.monotonic()
-            peak = extract_peak(photos, count, Path(place), min_face_px=min_face_px)
+            peak = extract_peak(photos, count, Path(place), min_face_px=min_face_px, workers=workers)
             seconds = time.monotonic() - start
             reporter.say(f"{count:,} photographs: peak {peak.bytes / 2**20:,.0f} MiB, {seconds:,.0f} s")
             peaks.append(peak.bytes)

@@ -100,7 +100,7 @@ def link_photos(photos: Iterable[Path], root: Path, out: Path) -> list[Path]:
     Args:
         photos: files under `root`.
         root: folder they are in.
-        out: folder to make.
+        out: folder to make; links that are there already stay.
 
     Returns:
         The links.
@@ -109,7 +109,8 @@ def link_photos(photos: Iterable[Path], root: Path, out: Path) -> list[Path]:
     for photo in photos:
         link = out / photo.relative_to(root)
         link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(photo.resolve())
+        if not link.is_symlink():
+            link.symlink_to(photo.resolve())
         links.append(link)
     return links
 

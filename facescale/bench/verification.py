@@ -42,7 +42,7 @@ from facescale.lake.lake import Lake
 from facescale.lake.parts import list_done
 from facescale.lake.stage import Guard
 from facescale.pipeline import run_job
-from facescale.sources.uris import path_of_uri
+from facescale.sources.uris import is_remote, path_of_uri
 from facescale.vision.align import box_from_dlib, extract_chips
 from facescale.vision.embed import EmbedSettings, EmbedStage
 from facescale.vision.registry import load_embedder
@@ -101,7 +101,8 @@ def bench_verification(
         reporter: where progress goes.
         lake: to make, or to go on with when it holds these photographs already; None for a temporary one.
         dlib: file of `facescale bench oracle --save`, for coverage by overlap with dlib's boxes.
-        limit_pairs: at most so many pairs, evenly spaced, and only their photographs; None for all photographs.
+        limit_pairs: at most so many pairs, evenly spaced, and only their photographs (links to them go to LAKE.photos);
+            None for all photographs.
         min_face_px: smallest face.
 
     Raises:
@@ -120,7 +121,8 @@ def bench_verification(
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="facescale-bench-")))
         root = source
         if limit_pairs is not None:
-            root = work / "photos"
+            # Beside a lake that stays: running the command again must find the same files.
+            root = work / "photos" if lake is None or is_remote(lake) else Path(f"{lake}.photos").absolute()
             link_photos([source / photo.path for photo in photos], source, root)
         made = _make_lake(str(root), lake or str(work / "lake"), min_face_px, reporter)
         faces = read_faces(made, EMBEDDER)
