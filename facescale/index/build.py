@@ -327,7 +327,7 @@ def _flat_plan(
         fits=estimated <= settings.memory_bytes,
         why=(
             f"{layout.factory}: {fallback['from']} reached recall@{settings.recall_k} {fallback['recall']:.4f} "
-            f"{fallback['when']}, and {settings.recall_target:g} was asked for: exact search instead"
+            f"{fallback['when']}, with {settings.recall_target:g} asked for: exact search instead"
         ),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -87,15 +88,24 @@ def test_recall_meets_the_target_and_is_what_the_manifest_says(backend, kind, ve
     assert list(lake.store.list("_scratch")) == []
 
 
+@pytest.fixture
+def few_vectors_train(monkeypatch) -> None:
+    """Let codes be trained on 8 vectors each instead of 39: quick, and good enough for what is tested."""
+    from facescale.index import plan
+
+    monkeypatch.setattr(plan, "MIN_TRAIN_PER_LIST", 8)
+
+
+@pytest.mark.usefixtures("few_vectors_train")
 def test_product_codes_with_rotation(tmp_path) -> None:
-    lake, _ = make_lake(tmp_path / "lake", people(10_500, 32, spread=0.3))
+    lake, _ = make_lake(tmp_path / "lake", people(3000, 32, spread=0.3))
     # So little memory that four dimensions share a byte.
-    settings = _settings(kind="ivf_pq", memory_bytes=380_000, recall_target=0.5, shard_vectors=6000)
+    settings = _settings(kind="ivf_pq", memory_bytes=200_000, recall_target=0.5, shard_vectors=2000)
     build = build_index(lake, MODEL, settings)
     manifest = read_manifest(lake.store, build.version)
     assert manifest.layout.opq and manifest.layout.factory == "OPQ8,IVF256,PQ8x8np"
     assert 0.5 <= manifest.recall["measured"]["recall"] < 1
-    assert manifest.training["vectors"] > 9000
+    assert manifest.training["vectors"] == 2048
 
 
 @pytest.mark.parametrize(("backend", "kind"), KINDS)
@@ -165,10 +175,11 @@ def test_careful_mode_notes_the_end_and_poison_is_refused(vectors, tmp_path) -> 
         stage.process(unit, Guard(poison=frozenset({0}), reasons={0: "died"}))
 
 
+@pytest.mark.usefixtures("few_vectors_train")
 def test_codes_that_cannot_reach_the_target_are_given_up_before_encoding(tmp_path) -> None:
-    vectors = people(10_500, 32, spread=3.0)
+    vectors = people(3000, 32, spread=3.0)
     lake, ids = make_lake(tmp_path / "lake", vectors)
-    settings = _settings(kind="ivf_pq", memory_bytes=200_000, recall_target=0.97, shard_vectors=20_000)
+    settings = _settings(kind="ivf_pq", memory_bytes=130_000, recall_target=0.97, shard_vectors=20_000)
     build = plan_index(lake, MODEL, settings)
     _run(TrainStage(lake.store, build), training_units(lake, build))
     replaced = check_training(lake, build)
@@ -182,7 +193,7 @@ def test_codes_that_cannot_reach_the_target_are_given_up_before_encoding(tmp_pat
     manifest = read_manifest(lake.store, done.version)
     assert manifest.fallback["when"] == "on its training sample"
     assert manifest.recall["measured"]["recall"] == 1.0
-    assert "exact search instead" in manifest.why and "0.97 was asked for" in manifest.why
+    assert "exact search instead" in manifest.why and "with 0.97 asked for" in manifest.why
     # Larger than the budget: streamed, and right.
     index = Index.open(lake, MODEL, memory_bytes=settings.memory_bytes)
     assert not index.shards.is_resident
@@ -206,6 +217,23 @@ def test_a_search_too_narrow_at_its_widest_falls_back(vectors, tmp_path, monkeyp
     assert lake.current("index", MODEL) == build.version
     # Asked again, the exact index is found; nothing is tried a second time.
     assert plan_index(lake, MODEL, _settings()).version == build.version
+
+
+def test_lists_that_are_slower_than_exact_search_give_way_to_it(tmp_path, monkeypatch) -> None:
+    from facescale.index import plan
+
+    monkeypatch.setattr(plan, "FLAT_BYTES", 1000)
+    shapeless = people(12_000, 48, faces_each=1)  # no clusters: neighbors are everywhere
+    lake, _ = make_lake(tmp_path / "lake", shapeless)
+    build = build_index(lake, MODEL, _settings(kind="auto"))
+    manifest = read_manifest(lake.store, build.version)
+    assert manifest.layout.kind == "flat" and manifest.fallback["from"] == "IVF256,Flat"
+    assert re.search(r"reached recall@10 0\.9\d+ only by probing \d+ of 256 lists", manifest.why)
+    # Not when exact search does not fit, and not when lists were asked for.
+    tight = build_index(lake, MODEL, _settings(kind="auto", memory_bytes=12_000 * 4 * 48))
+    assert tight.plan.layout.kind == "ivf_fp16"
+    forced = build_index(lake, MODEL, _settings(kind="ivf_flat"))
+    assert forced.plan.layout.kind == "ivf_flat" and forced.fallback is None
 
 
 def test_the_sample_comes_from_everywhere_and_only_from_the_seed(tmp_path) -> None:

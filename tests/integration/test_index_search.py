@@ -15,6 +15,7 @@ from facescale.index.finish import build_index
 from facescale.index.manifest import read_manifest
 from facescale.index.results import RESULTS_SCHEMA, join_hits, results_json, search_table, write_results
 from facescale.index.search import Index
+from facescale.index.verify import verify_indexes
 from facescale.lake.ids import image_id_of, make_image_id, split_ids
 from facescale.lake.lake import Lake
 from facescale.lake.parts import TableVersion
@@ -247,10 +248,13 @@ def test_damaged_shards_are_named_with_the_remedy(backend, damage, tmp_path, vec
     what = {"missing": "is missing", "cut": "bytes, and its record says", "flipped": "sha256"}[damage]
     with pytest.raises(CorruptError, match=rf"0000000\.faiss .*{what}.*delete .* and run `facescale index"):
         Index.open(lake, MODEL).search(vectors[:1], 1)
+    (problem,) = verify_indexes(lake)
+    assert problem.path == path and build.version.folder in problem.remedy
     # The remedy works.
     lake.store.delete_tree(build.version.folder)
     build_index(lake, MODEL, IndexSettings(backend=backend))
     assert Index.open(lake, MODEL).search(vectors[:1], 1)[0][0, 0] >= 0
+    assert verify_indexes(lake) == []
 
 
 @pytest.mark.parametrize(
@@ -273,6 +277,7 @@ def test_damaged_manifests(change, error, message, tmp_path, vectors) -> None:
     lake.store.write_bytes(path, change(lake.store.read_bytes(path).decode()).encode())
     with pytest.raises(error, match=rf"{message}.*run `facescale index`"):
         Index.open(lake, MODEL)
+    assert [problem.path for problem in verify_indexes(lake)] == [path]
 
 
 def test_a_manifest_survives_a_round_trip(flat) -> None:

@@ -10,9 +10,7 @@ import pytest
 from facescale.errors import MissingExtraError, UsageError
 from facescale.index.backends import FaissBackend, HnswlibBackend, load_backend
 
-MODULES = (
-    "plan exact manifest vectors backends build scratch stages shards finish labels search results".split()
-)
+MODULES = "plan exact manifest vectors backends build scratch stages shards finish labels search results verify".split()
 
 
 def test_nothing_heavy_is_loaded() -> None:
