@@ -26,22 +26,29 @@ class FoldedAccuracy:
         accuracy: mean of the folds'.
         folds: float64 [F], accuracy of each, in the order of their numbers.
         thresholds: float64 [F], chosen on the other folds.
+        lowest: mean accuracy had the worst of equally good thresholds been taken in each fold.
+        highest: likewise the best.
     """
 
     accuracy: float
     folds: np.ndarray
     thresholds: np.ndarray
+    lowest: float
+    highest: float
 
 
-def best_threshold(distances: np.ndarray, same: np.ndarray) -> float:
-    """The distance that best separates pairs of one person from pairs of two.
+def best_thresholds(distances: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """The distances that best separate pairs of one person from pairs of two.
 
     A pair counts as same when its distance is below the threshold. Candidates lie halfway between neighboring
-    distances (and beyond both ends); of equally good ones the middle one is taken.
+    distances, and just beyond both ends.
 
     Args:
         distances: float [P]; NaN where a face is missing, which no threshold can change, so those are left out.
         same: bool [P].
+
+    Returns:
+        float64, rising: all candidates of the highest accuracy, at least one.
 
     Raises:
         UsageError: no pair has a distance.
@@ -54,13 +61,18 @@ def best_threshold(distances: np.ndarray, same: np.ndarray) -> float:
     # Cut i calls the first i pairs same. A cut between equal distances is none.
     correct = np.concatenate([[0], np.cumsum(s)]) + (~s).sum() - np.concatenate([[0], np.cumsum(~s)])
     allowed = np.concatenate([[True], d[1:] > d[:-1], [True]])
-    best = np.flatnonzero(allowed & (correct == correct[allowed].max()))
-    cut = int(best[len(best) // 2])
-    if cut == 0:
-        return float(np.nextafter(d[0], -np.inf))
-    if cut == len(d):
-        return float(np.nextafter(d[-1], np.inf))
-    return float((d[cut - 1] + d[cut]) / 2)
+    ends = np.nextafter(d[[0, -1]], [-np.inf, np.inf])
+    # Halfway between neighboring floats is rounded, perhaps down to the lower one, which must stay below.
+    between = np.maximum((d[1:] + d[:-1]) / 2, np.nextafter(d[:-1], np.inf))
+    candidates = np.concatenate([ends[:1], between, ends[1:]])
+    best: np.ndarray = candidates[allowed & (correct == correct[allowed].max())]
+    return best
+
+
+def best_threshold(distances: np.ndarray, same: np.ndarray) -> float:
+    """The middle one of `best_thresholds`."""
+    best = best_thresholds(distances, same)
+    return float(best[len(best) // 2])
 
 
 def accuracy_at(distances: np.ndarray, same: np.ndarray, threshold: float) -> float:
@@ -76,15 +88,23 @@ def folded_accuracy(distances: np.ndarray, same: np.ndarray, fold: np.ndarray) -
         same: bool [P].
         fold: int [P], of at least two values.
     """
-    numbers = np.unique(fold)
-    thresholds = np.array([best_threshold(distances[fold != n], same[fold != n]) for n in numbers])
-    folds = np.array(
-        [
-            accuracy_at(distances[fold == n], same[fold == n], t)
-            for n, t in zip(numbers, thresholds, strict=True)
-        ]
+    thresholds, folds, lowest, highest = [], [], [], []
+    for number in np.unique(fold):
+        own = fold == number
+        equals = best_thresholds(distances[~own], same[~own])
+        accuracies = [accuracy_at(distances[own], same[own], threshold) for threshold in equals]
+        middle = len(equals) // 2
+        thresholds.append(equals[middle])
+        folds.append(accuracies[middle])
+        lowest.append(min(accuracies))
+        highest.append(max(accuracies))
+    return FoldedAccuracy(
+        float(np.mean(folds)),
+        np.array(folds),
+        np.array(thresholds),
+        float(np.mean(lowest)),
+        float(np.mean(highest)),
     )
-    return FoldedAccuracy(float(folds.mean()), folds, thresholds)
 
 
 def pair_distances(vectors: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:

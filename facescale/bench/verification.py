@@ -162,6 +162,7 @@ def _verify_pairs(bench: _Bench) -> None:
         "pairs": len(bench.pairs),
         "pairs that lack a face, counted as wrong": int(np.isnan(stored).sum()),
         "accuracy": from_lake.accuracy,
+        "accuracy, over equally good thresholds": _listed(np.array([from_lake.lowest, from_lake.highest])),
         "accuracy of each fold": _listed(from_lake.folds),
         "threshold of each fold, from the others": _listed(from_lake.thresholds),
         f"accuracy at dlib's own threshold {DLIB_THRESHOLD}": accuracy_at(stored, same, DLIB_THRESHOLD),

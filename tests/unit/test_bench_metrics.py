@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from facescale.bench.metrics import (
     accuracy_at,
     best_threshold,
+    best_thresholds,
     first_other,
     folded_accuracy,
     iou,
@@ -55,6 +56,29 @@ def test_best_threshold_is_best(pairs: list[tuple[float, bool]]) -> None:
     assert accuracy_at(distances, same, threshold) == slow_accuracy(distances, same, threshold)
 
 
+def test_threshold_between_neighboring_floats() -> None:
+    low = 0.5
+    distances, same = np.array([low, np.nextafter(low, 1)]), np.array([True, False])
+    assert accuracy_at(distances, same, best_threshold(distances, same)) == 1.0
+
+
+def test_equally_good_thresholds() -> None:
+    distances, same = np.array([0.1, 0.2, 0.3, 0.4]), np.array([True, False, True, False])
+    assert best_thresholds(distances, same) == pytest.approx([0.15, 0.35])
+    assert best_threshold(distances, same) == pytest.approx(0.35)
+
+
+def test_folds_say_what_other_choices_would_have_given() -> None:
+    one = np.array([0.1, 0.2, 0.3, 0.4]), np.array([True, False, True, False])
+    other = np.array([0.2, 0.22]), np.array([True, True])
+    found = folded_accuracy(
+        *(np.concatenate(both) for both in zip(one, other, strict=True)), np.array([0] * 4 + [1] * 2)
+    )
+    # The second fold is all wrong at 0.15 and all right at 0.35.
+    assert found.folds[1] == 1.0
+    assert found.highest - found.lowest == pytest.approx(0.5)
+
+
 def test_threshold_lies_in_the_middle_of_the_gap() -> None:
     distances, same = np.array([0.2, 0.8, 0.4, 1.0]), np.array([True, False, True, False])
     assert best_threshold(distances, same) == pytest.approx(0.6)
@@ -79,6 +103,7 @@ def test_folds_use_each_others_thresholds() -> None:
         assert found.thresholds[number] == threshold
         assert found.folds[number] == slow_accuracy(distances[mine].tolist(), same[mine].tolist(), threshold)
     assert found.accuracy == pytest.approx(sum(found.folds) / 3)
+    assert found.lowest <= found.accuracy <= found.highest
     assert 0.7 < found.accuracy < 0.95
 
 
