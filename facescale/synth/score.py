@@ -6,6 +6,7 @@ reach (floors.yaml beside this file, with the reasons). Called by the demo and t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,8 @@ class Score:
         found: how many of them the lake shows.
         share: found of planted, 0..1.
         floor: least share.
-        ok: whether the floor is reached.
+        needed: the same in whole files or faces: floor times planted, rounded down, at least 1.
+        ok: whether that many were found.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Score:
     found: int
     share: float
     floor: float
+    needed: int
     ok: bool
 
 
@@ -73,17 +76,23 @@ def score_demo(lake: Lake | str, truth: str | Path, *, embedder: str | None = No
 def score(truth: pa.Table, evidence: Evidence) -> list[Score]:
     """Compare a truth table with what a lake says; see `score_demo`."""
     lines = Comparison(truth, evidence).lines()
-    floors: dict[str, dict[str, Any]] = yaml.safe_load(
-        resources.files("facescale.synth").joinpath("floors.yaml").read_text("utf-8")
-    )
     scores = []
-    for name, entry in floors.items():
+    for name, entry in _floors().items():
         planted, found = lines.get(name, (0, 0))
         if planted:
-            share = found / planted
             floor = float(entry["floor"])
-            scores.append(Score(name, entry["meaning"], planted, found, share, floor, share >= floor))
+            # The tolerance keeps 0.9 x 10 at 9. Rounding down, as one hard image must not fail a crawl of three.
+            needed = max(1, math.floor(floor * planted + 1e-9))
+            scores.append(
+                Score(name, entry["meaning"], planted, found, found / planted, floor, needed, found >= needed)
+            )
     return scores
+
+
+def _floors() -> dict[str, dict[str, Any]]:
+    text = resources.files("facescale.synth").joinpath("floors.yaml").read_text("utf-8")
+    floors: dict[str, dict[str, Any]] = yaml.safe_load(text)
+    return floors
 
 
 def _read(lake: Lake, embedder: str | None) -> Evidence:
@@ -102,6 +111,8 @@ def _read(lake: Lake, embedder: str | None) -> Evidence:
         tables[table] = (
             pa.concat_tables(found) if found else table_schema(table).empty_table().select(columns)
         )
+    if not tables["images"].num_rows:
+        raise UsageError(f"{lake.uri} holds no image yet: run `facescale run` on the images of the crawl")
     return Evidence(tables["images"], tables["faces"], _search(lake, embedder))
 
 
@@ -118,7 +129,7 @@ def _search(lake: Lake, embedder: str | None) -> Search:
     embeddings = lake.current("embeddings", model)
     if embeddings is None:
         raise UsageError(f"{lake.uri} has no embeddings of {model}: make them with `facescale embed`")
-    index = Index.open(lake, model=model)
+    index = Index.open(lake, model)
 
     def search(face_ids: np.ndarray) -> np.ndarray:
         rows = scan_ids(lake, embeddings, face_ids, ["face_id", "embedding"])

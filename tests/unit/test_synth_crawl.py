@@ -48,7 +48,7 @@ def test_same_bytes_for_any_number_of_threads_and_others_for_another_seed(
 
 def test_counts_are_what_was_asked(crawl: SynthSummary) -> None:
     assert crawl.counts == {
-        "clean": 12,
+        "clean": 16,
         "wrong_label": 2,
         "exact_duplicate": 2,
         "near_duplicate": 3,
