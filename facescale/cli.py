@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 too many inputs failed
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -232,7 +233,9 @@ def _job(
         console.print_json(plan) if json_output else console.print_plan(out, plan)
         return
     try:
-        summary = pipeline.run_job(job, config, reporter)
+        # Ray prints on stdout when a worker dies; that is for the answer.
+        with contextlib.redirect_stdout(sys.stderr):
+            summary = pipeline.run_job(job, config, reporter)
     except KeyboardInterrupt:
         reporter.finish()
         reporter.say(f"stopped; finished parts are kept. To resume, run the same command again ({job})")

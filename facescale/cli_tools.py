@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import Annotated
 
 import typer
@@ -244,13 +246,14 @@ def demo(
 
     set_up_logging(verbose)
     screen, reporter = console.make_console(json_output=json_output)
-    result = run_demo(
-        out,
-        identities=identities,
-        images_per_identity=images_per_identity,
-        seed=seed,
-        workers=workers,
-        reporter=reporter,
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints there when a worker dies; it is for the answer
+        result = run_demo(
+            out,
+            identities=identities,
+            images_per_identity=images_per_identity,
+            seed=seed,
+            workers=workers,
+            reporter=reporter,
+        )
     console.print_json(result) if json_output else console.print_demo(screen, result)
     raise typer.Exit(EXIT_DONE if result.ok else EXIT_FAILED)

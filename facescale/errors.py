@@ -47,7 +47,9 @@ class MissingExtraError(UsageError):
     """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'facescale[{extra}]'")
+        super().__init__(
+            f"{purpose} needs {package}, which is not installed: pip install 'facescale[{extra}]'"
+        )
         self.package, self.extra, self.purpose = package, extra, purpose
 
     def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from facescale.config.job import NEEDS_SOURCE, JobConfig
 from facescale.config.load import load_config
-from facescale.errors import EXIT_DONE, EXIT_TOO_MANY_FAILURES, FacescaleError, UsageError
+from facescale.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_TOO_MANY_FAILURES, FacescaleError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -127,6 +127,8 @@ def run_job(job: str, config: JobConfig, reporter: Reporter | None = None) -> Jo
     summary = JobSummary(job, lake.uri)
     with JobContext(config, lake, reporter or SilentReporter()) as context:
         summary.stages = JOBS[job](context)
+    if any(stage.deaths for stage in summary.stages):
+        lake.store.clean_temporaries()  # those that the dead workers left half-written
     summary.exit_code = exit_code_of(summary.stages)
     if summary.exit_code == EXIT_DONE and (note := _too_many_failures(summary, config.max_failures)):
         summary.stages[0].notes.append(note)
@@ -200,6 +202,8 @@ def job_main(job: str, argv: Sequence[str]) -> int:
         The exit code.
     """
     import argparse
+    import contextlib
+    import signal
     import sys
 
     from facescale.console import make_console, print_json
@@ -212,11 +216,15 @@ def job_main(job: str, argv: Sequence[str]) -> int:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="e.g. lake=s3://bucket/lake"
     )
     arguments = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_INCOMPLETE))  # how Ray stops a job
     pairs = [item.partition("=") for item in arguments.set]
     _, reporter = make_console(json_output=True)
     try:
         overrides = {key: value for key, _, value in pairs}
-        summary = run_job(job, load_config(JobConfig, file=arguments.config, overrides=overrides), reporter)
+        config = load_config(JobConfig, file=arguments.config, overrides=overrides)
+        # Ray prints on stdout when a worker dies; that is for the answer.
+        with contextlib.redirect_stdout(sys.stderr):
+            summary = run_job(job, config, reporter)
     except FacescaleError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
