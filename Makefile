@@ -1,4 +1,4 @@
-# What a person and CI run. Needs Python >= 3.11 with venv, make and a C++ compiler (pdqhash and hnswlib are built here).
+# What a person and CI run. Needs Python >= 3.11 with venv, make and a C++ compiler (hnswlib and pdqhash are built here).
 #
 #   make demo                     the main job on the built-in synthetic crawl
 #   make demo SRC=~/photos        the same on a folder, a tar or a Parquet file of your own

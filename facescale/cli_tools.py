@@ -128,13 +128,12 @@ def lake_prune(
 
 @lake_app.command("verify")
 def lake_verify(lake: LakeArg, json_output: JsonFlag = False) -> None:
-    """Read every part and check what the tables promise; exits 1 when something is wrong."""
+    """Read every part and index file and check what they promise; exits 1 when something is wrong."""
     from facescale import console
+    from facescale.driver.lake_info import verify_lake
     from facescale.errors import EXIT_DONE, EXIT_FAILED
-    from facescale.lake.lake import Lake
-    from facescale.lake.verify import verify
 
-    report = verify(Lake.open(lake))
+    report = verify_lake(lake)
     out, _ = console.make_console(json_output=json_output)
     if json_output:
         console.print_json(report)
@@ -170,15 +169,21 @@ def models_list(json_output: JsonFlag = False) -> None:
 
 
 @models_app.command("verify")
-def models_verify(json_output: JsonFlag = False) -> None:
-    """Check the sha256 of every model's weights; exits 1 when one is damaged or missing."""
+def models_verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME…]", help="Models; without any, all of them.")
+    ] = None,
+    json_output: JsonFlag = False,
+) -> None:
+    """Check the sha256 of models' weights; exits 1 when one is damaged or missing."""
     from facescale import console
     from facescale.errors import EXIT_DONE, EXIT_FAILED, FacescaleError
+    from facescale.models.registry import card as card_of
     from facescale.models.registry import cards
     from facescale.models.weights import find_weights, verify
 
     rows = []
-    for card in cards():
+    for card in [card_of(name) for name in names] if names else cards():
         try:
             path = find_weights(card)
             verify(card, path)

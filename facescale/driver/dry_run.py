@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING
 from facescale.config.job import NEEDS_SOURCE
 from facescale.driver.embed import embedding_version
 from facescale.driver.extract import plan_extract, plan_report
+from facescale.driver.index import index_settings
 from facescale.errors import UsageError
+from facescale.index.build import plan_index
+from facescale.index.manifest import read_manifest
+from facescale.index.plan import choose
 from facescale.lake.lake import Lake
 from facescale.lake.parts import list_done
 from facescale.lake.scan import sum_counters
@@ -68,10 +72,7 @@ def plan_job(job: str, config: JobConfig) -> DryRun:
     elif job == "embed":
         _plan_embed(lake, config, plan)
     if job in ("run", "index"):
-        dim = card(config.index.embedder, "embedder").dim or 0
-        faces = _faces(lake, plan.images)
-        note = "flat unless the memory budget or --recall ask otherwise; rebuilt when embeddings were added"
-        plan.stages.append(PlannedStage("index", ["index"], 1, 0, faces * (4 * dim + 8), note))
+        _plan_index(lake, config, plan)
     return plan
 
 
@@ -114,6 +115,27 @@ def _plan_embed(lake: Lake, config: JobConfig, plan: DryRun) -> None:
     size = _faces(lake, plan.images) * (2 * dim + 12)
     left = len(wanted) - len(done)
     plan.stages.append(PlannedStage("embed", ["embeddings"], left, len(done), size, config.extract.embedder))
+
+
+def _plan_index(lake: Lake, config: JobConfig, plan: DryRun) -> None:
+    settings = index_settings(config)
+    if any(stage.parts > 0 for stage in plan.stages if stage.stage in ("extract", "embed")):
+        chosen = choose(  # over faces that are not there yet
+            _faces(lake, plan.images),
+            card(config.index.embedder, "embedder").dim or 0,
+            memory_bytes=settings.memory_bytes,
+            recall_target=settings.recall_target,
+            backend=settings.backend,
+            shard_vectors=settings.shard_vectors,
+        )
+        parts, done = chosen.num_shards, 0
+    else:
+        build = plan_index(lake, config.index.embedder, settings, write=False)
+        chosen, finished = build.plan, read_manifest(lake.store, build.version) is not None
+        parts, done = (0, len(build.shards)) if finished else (len(build.shards), 0)
+    plan.stages.append(
+        PlannedStage("index", ["index"], parts, done, chosen.estimated_bytes if parts else 0, chosen.why)
+    )
 
 
 def _faces(lake: Lake, images: int) -> int:

@@ -15,6 +15,7 @@ from facescale.index.manifest import read_manifest
 from facescale.index.stages import IndexStage, TrainStage, training_units, units_to_do
 
 if TYPE_CHECKING:
+    from facescale.config.job import JobConfig
     from facescale.driver.context import JobContext
     from facescale.index.build import IndexBuild
     from facescale.index.manifest import Manifest
@@ -22,17 +23,9 @@ if TYPE_CHECKING:
 
 def run_index(context: JobContext) -> StageSummary:
     """Build the index over the current embeddings of one model; resumes by itself."""
-    lake, config = context.lake, context.config.index
-    settings = IndexSettings(
-        backend=config.backend,
-        memory_bytes=int(config.memory_gib * 2**30),
-        recall_target=config.recall,
-        shard_vectors=config.shard_faces,
-        seed=config.seed,
-        gpu=False if context.config.engine.device == "cpu" else None,
-    )
+    lake = context.lake
     total = StageSummary("index")
-    build = plan_index(lake, config.embedder, settings)
+    build = plan_index(lake, context.config.index.embedder, index_settings(context.config))
     total.parts_kept = len(build.shards)
     while read_manifest(lake.store, build.version) is None:
         _map(context, build, total, training=True)
@@ -43,10 +36,7 @@ def run_index(context: JobContext) -> StageSummary:
                 return total
             trained = finish_index(lake, build, threads=max(1, int(context.cluster.cpus)))
         if trained is not build:
-            context.reporter.warn(
-                f"{build.plan.layout.factory} reaches less than the wanted recall {config.recall:g}: "
-                "exact search is built instead"
-            )
+            context.reporter.warn(f"{build.plan.layout.factory} is given up: {trained.plan.why}")
         build = trained
     manifest = read_manifest(lake.store, build.version)
     assert manifest is not None
@@ -56,6 +46,19 @@ def run_index(context: JobContext) -> StageSummary:
     total.counters = {"faces": manifest.count, "bytes": manifest.num_bytes}
     total.notes.append(_describe(manifest))
     return total
+
+
+def index_settings(config: JobConfig) -> IndexSettings:
+    """What the index stage asks for, of a job's configuration."""
+    index = config.index
+    return IndexSettings(
+        backend=index.backend,
+        memory_bytes=int(index.memory_gib * 2**30),
+        recall_target=index.recall,
+        shard_vectors=index.shard_faces,
+        seed=index.seed,
+        gpu=False if config.engine.device == "cpu" else None,
+    )
 
 
 def _map(context: JobContext, build: IndexBuild, total: StageSummary, *, training: bool) -> None:
@@ -88,7 +91,7 @@ def _map(context: JobContext, build: IndexBuild, total: StageSummary, *, trainin
 
 def _describe(manifest: Manifest) -> str:
     measured = manifest.recall["measured"]
-    text = f"{manifest.layout.factory} over {manifest.count:,} faces ({manifest.why})"
+    text = manifest.why
     if measured is None:
         return text
     return (

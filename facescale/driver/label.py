@@ -56,12 +56,5 @@ def run_label(context: JobContext) -> StageSummary:
         summary.tables = {"labels": version.folder}
         if unlabeled := summary.counters.get("unlabeled"):
             summary.notes.append(f"{unlabeled:,} images have no label")
-        if file is not None and (odd := file.num_conflicting):
-            summary.notes.append(
-                f"{odd:,} paths of {config.source} have more than one label: each is a claim"
-            )
-        if file is not None and (odd := file.num_ambiguous):
-            summary.notes.append(
-                f"{odd:,} bare names of {config.source} fit several images and were not used: give paths"
-            )
+        summary.notes += file.remarks() if file is not None else []
     return summary

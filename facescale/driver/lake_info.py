@@ -1,16 +1,22 @@
-"""What a lake holds, for `facescale lake info`: from the plan and the footers of current versions; no rows are read."""
+"""What a lake holds, from the plan and the footers of current versions, and whether all of it is sound.
+
+Called by `facescale lake info` and `facescale lake verify`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from facescale.index.verify import verify_indexes
 from facescale.lake.lake import Lake
 from facescale.lake.scan import sum_counters
+from facescale.lake.verify import verify
 from facescale.sources.plan import planned_rows
 
 if TYPE_CHECKING:
     from facescale.lake.lake import VersionInfo
+    from facescale.lake.verify import VerifyReport
 
 
 @dataclass
@@ -47,3 +53,13 @@ def lake_info(uri: str) -> LakeInfo:
             if name.startswith("status.")
         }
     return info
+
+
+def verify_lake(uri: str) -> VerifyReport:
+    """Read every part of every table and every index file; raises UsageError when there is no lake at `uri`."""
+    lake = Lake.open(uri)
+    report = verify(lake)
+    files: list[str] = []
+    report.problems += verify_indexes(lake, files.append)
+    report.checked["index_files"] = len(files)
+    return report

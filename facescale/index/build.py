@@ -301,17 +301,20 @@ def _earlier_resolution(
     layout, count, fallback = Layout(**resolved["layout"]), resolved["count"], resolved["fallback"]
     if fallback is not None:
         return _flat_plan(layout, count, resolved["num_shards"], settings, fallback), False, fallback
-    plan = choose(
-        count,
-        layout.dim,
-        memory_bytes=settings.memory_bytes,
-        recall_target=settings.recall_target,
-        backend=settings.backend,
-        gpu=resolved["gpu"],
-        kind=layout.kind,
-        shard_vectors=settings.shard_vectors,
-    )
-    return (plan, resolved["gpu"], None) if plan.layout == layout else None
+    for kind in (settings.kind, layout.kind):  # the first says why, the second insists
+        plan = choose(
+            count,
+            layout.dim,
+            memory_bytes=settings.memory_bytes,
+            recall_target=settings.recall_target,
+            backend=settings.backend,
+            gpu=resolved["gpu"],
+            kind=kind,
+            shard_vectors=settings.shard_vectors,
+        )
+        if plan.layout == layout:
+            return plan, resolved["gpu"], None
+    return None
 
 
 def _flat_plan(
