@@ -142,10 +142,12 @@ class Lake:
         Args:
             versions: at most one per table and model; the others stay as they are.
         """
-        current = read_current(self.store)
+        before = read_current(self.store)
+        current = {table: dict(models) for table, models in before.items()}
         for version in versions:
             current.setdefault(version.table, {})[version.model] = version.fingerprint
-        write_current(self.store, current)
+        if current != before:  # a job that found everything done touches no file
+            write_current(self.store, current)
 
     def describe_version(self, version: TableVersion) -> dict[str, Any] | None:
         """What _version.json says about a version; None when it is not there.

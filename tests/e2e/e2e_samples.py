@@ -1,0 +1,89 @@
+"""What the end-to-end tests share: pictures of a real face, the command line in this process, tables to compare."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from facescale.cli import main
+from facescale.lake.lake import Lake
+from facescale.lake.schema import table_names
+
+FAST = ("--min-face-px", "80", "--threads", "1")
+
+
+def portrait() -> Image.Image:
+    """A face with its surroundings, 220 px square."""
+    from skimage import data
+
+    return Image.fromarray(data.astronaut()).crop((124, 0, 344, 220))
+
+
+def face(side: int, degrees: float = 0.0) -> Image.Image:
+    """The portrait, turned and scaled: another photograph of the same person."""
+    return portrait().rotate(degrees).resize((side, side))
+
+
+def noise(seed: int = 0) -> Image.Image:
+    """An image without a face."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (120, 160, 3), np.uint8))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """Standard output, which must be one JSON document and nothing else."""
+        return json.loads(self.out)
+
+
+def facescale(*arguments: str | os.PathLike[str]) -> Answer:
+    """Run a command as `facescale …` does, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    handler = signal.getsignal(signal.SIGTERM)
+    code: object = None
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main([os.fspath(argument) for argument in arguments])
+    except SystemExit as end:
+        code = end.code
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert isinstance(code, int)
+    return Answer(code, out.getvalue(), err.getvalue())
+
+
+def current_tables(lake: Path) -> dict[str, pa.Table]:
+    """{folder: rows} of every current table (not the index), its parts in order of their names."""
+    opened = Lake.open(str(lake))
+    tables = {}
+    for version in opened.current_versions():
+        if version.table in table_names():
+            paths = sorted(path for path, _ in opened.store.list(version.folder) if path.endswith(".parquet"))
+            tables[version.folder] = pa.concat_tables([opened.store.read_table(path) for path in paths])
+    return tables
+
+
+def files_of(lake: Path) -> dict[str, tuple[int, int]]:
+    """{path: (inode, mtime_ns)} of every file below a folder."""
+    return {
+        str(path): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in sorted(lake.rglob("*"))
+        if path.is_file()
+    }
