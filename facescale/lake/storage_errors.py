@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
-# Network file systems report a server that is away with these.
-_AWAY = {
+AWAY = {
     errno.ESTALE,
     errno.ETIMEDOUT,
     errno.ECONNRESET,
@@ -34,6 +33,7 @@ _AWAY = {
     errno.EBUSY,
     errno.EREMOTEIO,
 }
+"""Errors by which network file systems and object stores say that their server is away or busy."""
 # Client libraries of object stores raise classes of their own that are no OSError.
 _CLIENT_PACKAGES = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google", "requests", "s3fs", "urllib3"}
 _CREDENTIAL_ERRORS = {
@@ -100,7 +100,7 @@ def _translated(error: OSError, location: str, action: str) -> FacescaleError:
     if error.errno in {errno.ENOTDIR, errno.EEXIST} or isinstance(error, FileExistsError):
         return UsageError(f"cannot {action} {location}: one of its parents is a file; choose another place")
     # Object stores have no errno: s3fs and gcsfs raise bare OSError for what they could not do just now.
-    if error.errno in _AWAY or error.errno is None or isinstance(error, (ConnectionError, TimeoutError)):
+    if error.errno in AWAY or error.errno is None or isinstance(error, (ConnectionError, TimeoutError)):
         return TransientError(f"cannot {action} {location}: {reason}; rerun the same command to continue")
     return FacescaleError(
         f"cannot {action} {location}: {reason}; check the disk, then rerun the same command"

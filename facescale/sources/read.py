@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from facescale.errors import FacescaleError
+from facescale.lake.storage_errors import AWAY
 from facescale.sources.ahead import iterate_ahead, map_ahead
 from facescale.sources.containers import (
     ContainerError,
@@ -39,25 +40,7 @@ AHEAD_BYTES = 64 << 20
 _PARQUET_BATCH_ROWS = 16
 _CHANGED = "run again with --accept-changes to take the new content"
 # What a second attempt can mend: the network, a busy disk, a full table of open files.
-_TRANSIENT = {
-    errno.EIO,
-    errno.EAGAIN,
-    errno.EINTR,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.ESTALE,
-    errno.ETIMEDOUT,
-    errno.ECONNRESET,
-    errno.ECONNREFUSED,
-    errno.ECONNABORTED,
-    errno.EHOSTUNREACH,
-    errno.EHOSTDOWN,
-    errno.ENETUNREACH,
-    errno.ENETDOWN,
-    errno.ENOTCONN,
-    errno.EPIPE,
-}
+_TRANSIENT = AWAY | {errno.EIO, errno.EINTR, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 @dataclass(slots=True)
