@@ -1,0 +1,1 @@
+"""Curation on embeddings: duplicates, neighbors, clusters, cleaning, and the calibration of their thresholds."""
