@@ -160,6 +160,8 @@ def print_summary(console: Console, summary: JobSummary) -> None:
         }
         if statuses:
             print_table(console, ["image status", "images"], sorted(statuses.items(), key=lambda kv: -kv[1]))
+        for example in stage.failures.examples if stage.failures is not None else []:
+            console.print(str(example), markup=False, highlight=False, soft_wrap=True)
         for note in stage.notes:
             console.print(note, markup=False, highlight=False, soft_wrap=True)
         for text in stage.left_over:

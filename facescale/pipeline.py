@@ -63,13 +63,13 @@ def describe() -> str:
 
 def _extract(context: JobContext) -> list[StageSummary]:
     from facescale.driver.extract import run_extract
+    from facescale.driver.label import label_spec, run_label
 
+    spec = label_spec(
+        context.config.labels
+    )  # a label file without its column must not cost a crawl's work first
     stages = run_extract(context)
-    if context.config.labels.source is not None:
-        from facescale.driver.label import run_label
-
-        stages.append(run_label(context))
-    return stages
+    return stages if spec is None else [*stages, run_label(context)]
 
 
 def _embed(context: JobContext) -> list[StageSummary]:
@@ -180,13 +180,11 @@ def _open_for_extract(config: JobConfig) -> Any:
 
 
 def _too_many_failures(summary: JobSummary, limit: float) -> str | None:
-    counters = summary.stages[0].counters
-    images = counters.get("images", 0)
-    good = counters.get("status.ok", 0) + counters.get("status.too_many_faces", 0)
-    if images == 0 or (images - good) / images <= limit:
+    found = summary.stages[0].failures
+    if found is None or not found.images or found.failed / found.images <= limit:
         return None
     return (
-        f"{images - good:,} of {images:,} images failed, more than --max-failures {limit:g} allows: see the "
+        f"{found.failed:,} of {found.images:,} images failed, more than --max-failures {limit:g} allows: see the "
         f"status and detail columns of {summary.lake}/images"
     )
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from facescale.config.job import JobConfig
+    from facescale.driver.failures import Failures
     from facescale.engine.worker import PartDone
     from facescale.lake.lake import Lake
     from facescale.lake.stage import Stage
@@ -74,6 +75,7 @@ class StageSummary:
     tables: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     left_over: list[str] = field(default_factory=list)
+    failures: Failures | None = None
 
 
 @dataclass

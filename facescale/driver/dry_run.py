@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from facescale.config.job import NEEDS_SOURCE
 from facescale.driver.embed import embedding_version
-from facescale.driver.extract import plan_extract, plan_report
+from facescale.driver.extract import other_settings, plan_extract, plan_report
 from facescale.driver.index import index_settings
+from facescale.driver.label import label_spec
 from facescale.errors import UsageError
 from facescale.index.build import plan_index
 from facescale.index.manifest import read_manifest
@@ -81,6 +82,8 @@ def _plan_extract(lake: Lake, config: JobConfig, plan: DryRun) -> None:
     plan.remarks += report.remarks()
     plan.images += report.new_members
     extract: ExtractPlan = plan_extract(lake, config.extract, report)
+    if (remark := other_settings(lake, extract)) is not None:
+        plan.remarks.append(remark)
     images_left, parts_left = report.new_members, report.new_parts
     for part in planned_parts(lake):
         if part.key not in extract.done:
@@ -96,10 +99,10 @@ def _plan_extract(lake: Lake, config: JobConfig, plan: DryRun) -> None:
     plan.stages.append(PlannedStage("extract", tables, parts_left, len(extract.done), size, note))
     if extract.from_crops:
         _plan_embed(lake, config, plan)
-    if config.labels.source is not None:
+    if (labels := label_spec(config.labels)) is not None:
         parts = parts_left + len(extract.done)
         plan.stages.append(
-            PlannedStage("label", ["labels"], parts, 0, plan.images * 20, f"from {config.labels.source}")
+            PlannedStage("label", ["labels"], parts, 0, plan.images * 20, f"from {labels.source}")
         )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from facescale.driver.embed import embedding_settings, embedding_version, run_embed
+from facescale.driver.failures import find_failures
 from facescale.errors import CorruptError, MismatchError, UsageError
 from facescale.lake.fingerprint import fingerprint
 from facescale.lake.parts import DoneParts, TableVersion, list_done
@@ -125,6 +126,8 @@ def run_extract(context: JobContext) -> list[StageSummary]:
     for line in report.remarks():
         context.reporter.warn(line)
     plan = plan_extract(lake, config.extract, report)
+    if (remark := other_settings(lake, plan)) is not None:
+        context.reporter.say(remark)
     if config.retry_failed:
         retry_failed(context, plan)
         plan = plan_extract(lake, config.extract, report)
@@ -152,6 +155,7 @@ def run_extract(context: JobContext) -> list[StageSummary]:
         if plan.versions.embeddings is not None:
             made.append(plan.versions.embeddings)
         _account(lake, plan, summary)
+        summary.failures = find_failures(lake, plan.versions.images, summary.counters)
         lake.set_current(made)
         summary.tables = {version.table: version.folder for version in made}
         if plan.from_crops:
@@ -160,6 +164,31 @@ def run_extract(context: JobContext) -> list[StageSummary]:
             )
             summaries.append(run_embed(context))
     return summaries
+
+
+def other_settings(lake: Lake, plan: ExtractPlan) -> str | None:
+    """What to tell when the settings are not those of the current tables; None when they are, or there are none.
+
+    A slip in a flag costs a whole crawl's work without being an error, so it is said before the work begins.
+    """
+    current = lake.current("images")
+    if current is None or current == plan.versions.images:
+        return None
+    before = (lake.describe_version(current) or {}).get("settings", {})
+    differing = sorted(
+        name for name in {*before, *plan.settings} if before.get(name) != plan.settings.get(name)
+    )
+    shown = [
+        f"{name} {before.get(name)} → {plan.settings.get(name)}"
+        for name in differing
+        if not name.endswith("_sha256")
+    ]
+    what = ", ".join(shown) or ", ".join(differing) or "the same settings, but results of another revision"
+    return (
+        f"{lake.uri}: not the settings of its current tables ({what}): {plan.versions.images.folder} and its "
+        "siblings are made beside them; `facescale lake use` brings the old ones back, `facescale lake prune` "
+        "removes what is not current"
+    )
 
 
 def record_versions(lake: Lake, plan: ExtractPlan, config: ExtractConfig) -> None:

@@ -18,8 +18,22 @@ from facescale.sources.plan import planned_parts
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from facescale.config.extract import LabelsConfig
     from facescale.driver.context import JobContext, StageSummary
     from facescale.sources.plan import SourcePart
+
+
+def label_spec(config: LabelsConfig) -> LabelSpec | None:
+    """Where labels come from; None when none are wanted.
+
+    Raises:
+        UsageError: the file cannot be read or lacks a column.
+    """
+    if config.source is None:
+        return None
+    spec = LabelSpec(config.source, config.column, config.path_column)
+    spec.check()
+    return spec
 
 
 def run_label(context: JobContext) -> StageSummary:
@@ -28,10 +42,9 @@ def run_label(context: JobContext) -> StageSummary:
     Raises:
         UsageError: no source of labels is configured, or its file cannot be read or lacks the column.
     """
-    lake, config = context.lake, context.config.labels
-    if config.source is None:
+    lake, spec = context.lake, label_spec(context.config.labels)
+    if spec is None:
         raise UsageError("labels need a source: --labels folder, or --labels FILE --label-column NAME")
-    spec = LabelSpec(config.source, config.column, config.path_column)
     file = spec.load(lake.store)
     settings = spec.settings()
     version = TableVersion("labels", fingerprint("label", settings, stage_module.REVISION, {}))

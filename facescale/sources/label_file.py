@@ -74,25 +74,7 @@ class LabelFile:
             UsageError: the file is not there, of another kind, or lacks a column.
             DataError: it cannot be parsed.
         """
-        if column is None:
-            raise UsageError(f"--labels {source} needs --label-column NAME: the column that holds the labels")
-        kind = extension_of(source)
-        if kind not in ("parquet", "pq", *_CSV_DELIMITERS):
-            raise UsageError(f"{source} is no .csv, .tsv or .parquet file, nor the word `folder`")
-        try:
-            with open_container(root_uri(source)) as stream:
-                if kind in _CSV_DELIMITERS:
-                    table = _read_csv(stream, kind, [path_column, column])
-                else:
-                    table = _read_parquet(stream, source, [path_column, column])
-        except OSError as error:
-            raise UsageError(f"{source} cannot be read: {error.strerror or error}") from None
-        except KeyError as error:
-            raise UsageError(
-                f"{source} has no column {error}; name it with --label-column or --path-column"
-            ) from None
-        except pa.ArrowException as error:
-            raise DataError(f"{source} cannot be parsed: {error}; mend or convert it") from None
+        table = _read(source, column, path_column, whole=True)
         paths, labels = (_text(table.column(name)) for name in (path_column, column))
         labeled = pc.and_(pc.greater(pc.binary_length(paths), 0), pc.greater(pc.binary_length(labels), 0))
         paths, labels = paths.filter(labeled), labels.filter(labeled)
@@ -176,26 +158,62 @@ def digest_of(source: str) -> str:
         raise UsageError(f"--labels {source} cannot be read: {error.strerror or error}") from None
 
 
-def _read_csv(stream: object, kind: str, columns: list[str]) -> pa.Table:
-    text = dict.fromkeys(columns, pa.string())
+def check_label_file(source: str, column: str | None, path_column: str) -> None:
+    """Make sure that a label file is there and has its columns; reads only its beginning.
+
+    Raises:
+        UsageError: the file is not there, of another kind, or lacks a column.
+        DataError: its beginning cannot be parsed.
+    """
+    _read(source, column, path_column, whole=False)
+
+
+def _read(source: str, column: str | None, path_column: str, *, whole: bool) -> pa.Table:
+    """The two columns of a file; without rows unless `whole`."""
+    if column is None:
+        raise UsageError(f"--labels {source} needs --label-column NAME: the column that holds the labels")
+    kind = extension_of(source)
+    if kind not in ("parquet", "pq", *_CSV_DELIMITERS):
+        raise UsageError(f"{source} is no .csv, .tsv or .parquet file, nor the word `folder`")
+    columns = [path_column, column]
     try:
-        return pyarrow.csv.read_csv(
-            stream,
-            parse_options=pyarrow.csv.ParseOptions(delimiter=_CSV_DELIMITERS[kind], newlines_in_values=True),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=text, include_columns=columns, strings_can_be_null=True, null_values=[""]
-            ),
-        )
+        with open_container(root_uri(source)) as stream:
+            if kind in _CSV_DELIMITERS:
+                return _read_csv(stream, kind, columns, whole=whole)
+            return _read_parquet(stream, columns, whole=whole)
+    except OSError as error:
+        raise UsageError(f"{source} cannot be read: {error.strerror or error}") from None
+    except KeyError as error:
+        raise UsageError(
+            f"{source} has no column {error}; name it with --label-column or --path-column"
+        ) from None
+    except pa.ArrowException as error:
+        raise DataError(f"{source} cannot be parsed: {error}; mend or convert it") from None
+
+
+def _read_csv(stream: object, kind: str, columns: list[str], *, whole: bool) -> pa.Table:
+    text = dict.fromkeys(columns, pa.string())
+    options = {
+        "parse_options": pyarrow.csv.ParseOptions(delimiter=_CSV_DELIMITERS[kind], newlines_in_values=True),
+        "convert_options": pyarrow.csv.ConvertOptions(
+            column_types=text, include_columns=columns, strings_can_be_null=True, null_values=[""]
+        ),
+    }
+    try:
+        if whole:
+            return pyarrow.csv.read_csv(stream, **options)
+        with pyarrow.csv.open_csv(stream, **options) as reader:
+            return reader.schema.empty_table()
     except pa.ArrowKeyError as error:
         raise KeyError(str(error).partition("'")[2].partition("'")[0]) from None
 
 
-def _read_parquet(stream: object, source: str, columns: list[str]) -> pa.Table:
+def _read_parquet(stream: object, columns: list[str], *, whole: bool) -> pa.Table:
     with pq.ParquetFile(stream) as file:
         for name in columns:
             if name not in file.schema_arrow.names:
                 raise KeyError(name)
-        return file.read(columns=columns)
+        return file.read(columns=columns) if whole else file.schema_arrow.empty_table().select(columns)
 
 
 def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:

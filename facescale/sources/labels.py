@@ -27,7 +27,7 @@ from facescale.sources.containers import (
     sample_key,
     tar_members,
 )
-from facescale.sources.label_file import LabelFile, base_names, digest_of
+from facescale.sources.label_file import LabelFile, base_names, check_label_file, digest_of
 from facescale.sources.uris import extension_of, member_uri, path_of_uri
 
 if TYPE_CHECKING:
@@ -75,6 +75,16 @@ class LabelSpec:
             named = {"column": self.column, "path_column": self.path_column}
             return {"source": "file", "sha256": digest_of(self.source), **named}
         return {"source": FOLDER, "column": self.column}
+
+    def check(self) -> None:
+        """Make sure, before work on images begins, that the label file can be used; reads only its beginning.
+
+        Raises:
+            UsageError: it is not there, of another kind, or lacks a column.
+            DataError: it cannot be parsed.
+        """
+        if self.from_file:
+            check_label_file(self.source, self.column, self.path_column)
 
     def load(self, store: Store) -> LabelFile | None:
         """Read the label file, if there is one, against the plan.

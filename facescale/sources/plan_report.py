@@ -67,7 +67,8 @@ class PlanReport:
         then = (
             "superseded by new rows" if self.accepted else "kept as planned; --accept-changes takes them over"
         )
-        lines = _listed(self.num_problems, "could not be read", self.problems, "the rest is planned")
+        mend = "the rest is planned; mend or delete them, then run the same command again"
+        lines = _listed(self.num_problems, "could not be read", self.problems, mend)
         lines += _listed(self.num_changed, "changed since they were planned", self.changed, then)
         lines += _listed(self.num_vanished, "planned before are not there any more", self.vanished, then)
         if self.ignored:

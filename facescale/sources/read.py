@@ -207,7 +207,9 @@ def _read_container(source: Source, part: SourcePart, max_bytes: int) -> Iterato
                 row = member.row + 1
         if row < end:
             raise _BadSourceError(
-                "unreadable", f"the {part.format} ends after {row - key.first_row} of its images"
+                "unreadable",
+                f"the {part.format} ends after {row - key.first_row} of its images; replace the file, then run "
+                "again with --accept-changes",
             )
         return
     except _BadSourceError as verdict:
@@ -220,7 +222,8 @@ def _read_container(source: Source, part: SourcePart, max_bytes: int) -> Iterato
         status, detail = _storage_verdict(error)
         # Arrow reports pages that it cannot decode as an OSError without a number; so may remote storage a hiccup.
         if type(error) is OSError and error.errno is None and not is_remote(source.uri):
-            status, detail = "unreadable", f"damaged ({error}); replace the file, then --accept-changes"
+            status = "unreadable"
+            detail = f"damaged ({error}); replace the file, then run again with --accept-changes"
     for left in range(row, end):
         yield Member(left, member_uri(source.uri, f"row={left}"), None, status, detail)
 

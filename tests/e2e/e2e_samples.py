@@ -87,3 +87,10 @@ def files_of(lake: Path) -> dict[str, tuple[int, int]]:
         for path in sorted(lake.rglob("*"))
         if path.is_file()
     }
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    """The image as a file of this kind."""
+    stream = io.BytesIO()
+    image.save(stream, kind)
+    return stream.getvalue()

@@ -162,9 +162,25 @@ def test_unusable_files_are_named(
     path = tmp_path / (name or "missing.csv")
     if content is not None:
         path.write_text(content)
+    spec = LabelSpec(str(path), column)
     with pytest.raises(error, match=says) as raised:
-        LabelSpec(str(path), column).load(lake.store)
+        spec.load(lake.store)
     assert path.name in str(raised.value)
+    with pytest.raises(error, match=says) as checked:  # already before any image is read
+        spec.check()
+    assert path.name in str(checked.value)
+
+
+def test_the_check_reads_only_the_beginning(lake: Lake, tmp_path: Path) -> None:
+    """Usable files pass; a line far down is not its business."""
+    LabelSpec("folder").check()
+    path = tmp_path / "l.csv"
+    path.write_text("path,label\n" + "x.jpg,Ann\n" * 300_000 + "x,y,z\n")
+    LabelSpec(str(path), "label").check()
+    with pytest.raises(DataError, match="cannot be parsed"):
+        LabelSpec(str(path), "label").load(lake.store)
+    pq.write_table(pa.table({"label": ["Ann"], "path": ["x.jpg"]}), tmp_path / "l.parquet")
+    LabelSpec(str(tmp_path / "l.parquet"), "label").check()
 
 
 def test_the_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
