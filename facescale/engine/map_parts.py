@@ -28,7 +28,7 @@ from facescale.engine.worker import (
     key_of,
     worker_environment,
 )
-from facescale.errors import FacescaleError, InfrastructureError
+from facescale.errors import EXIT_INCOMPLETE, FacescaleError, InfrastructureError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -141,6 +141,9 @@ def map_parts(
     mapper = _Mapper(stage, store, placement, num_parts, deadlines or Deadlines(), on_done, on_trouble)
     try:
         return mapper.run(iter(units))
+    except SystemExit as stop:
+        # A SIGTERM. Where it came while Ray was waiting, the handler's exit code is lost: Ray makes it 1.
+        raise SystemExit(EXIT_INCOMPLETE) from stop
     finally:
         mapper.close()
 

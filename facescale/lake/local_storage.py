@@ -233,8 +233,11 @@ def _is_stale(entry: os.DirEntry[str]) -> bool:
     except PermissionError:
         return False
     try:
-        # A younger process that was given the same number is not the owner.
-        return bool(psutil.Process(pid).create_time() > entry.stat().st_mtime + 1.0)
+        process = psutil.Process(pid)
+        # A process that is dead but not reaped, as in containers without an init, writes no more; and a younger
+        # one that was given the same number is not the owner.
+        dead = process.status() == psutil.STATUS_ZOMBIE
+        return bool(dead or process.create_time() > entry.stat().st_mtime + 1.0)
     except (psutil.Error, FileNotFoundError):
         return False
 

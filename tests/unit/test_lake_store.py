@@ -351,9 +351,12 @@ def test_temporaries_of_dead_processes_are_removed(local):
     host = local_storage._host()
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
+    unreaped = subprocess.Popen([sys.executable, "-c", ""])
+    os.waitid(os.P_PID, unreaped.pid, os.WEXITED | os.WNOWAIT)
     root = Path(local.uri) / "_tmp"
     for name in (
         f"{host}-{dead.pid}-{uuid.uuid4().hex}",
+        f"{host}-{unreaped.pid}-{uuid.uuid4().hex}",
         f"{host}-{os.getpid()}-{uuid.uuid4().hex}",  # of an earlier process that had our number
         f"{host}-{os.getppid()}-{uuid.uuid4().hex}",
         f"elsewhere-{dead.pid}-{uuid.uuid4().hex}",
@@ -362,11 +365,12 @@ def test_temporaries_of_dead_processes_are_removed(local):
         (root / name / "0").write_bytes(b"half")
     with local.temporary_folder() as mine:
         assert mine.name.startswith(f"{host}-{os.getpid()}-")
-        assert local.clean_temporaries() == 2
+        assert local.clean_temporaries() == 3
         assert mine.exists()
         left = {path.name.rsplit("-", 1)[0] for path in root.iterdir()}
     assert left == {f"{host}-{os.getppid()}", f"elsewhere-{dead.pid}", f"{host}-{os.getpid()}"}
     assert local.clean_temporaries() == 0
+    unreaped.wait()
 
 
 def test_clean_temporaries_of_memory(store):
