@@ -167,6 +167,7 @@ def index(
     workers: Workers = None,
     threads: Threads = None,
     address: Address = None,
+    plugin: Plugin = None,
     dry_run: DryRunFlag = False,
     json_output: JsonFlag = False,
     verbose: Verbose = False,
@@ -181,6 +182,7 @@ def index(
         "engine.workers": workers,
         "engine.threads": threads,
         "engine.address": address,
+        "extract.plugins": tuple(plugin) if plugin else None,
     }
     _job("index", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
 

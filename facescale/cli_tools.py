@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from facescale.cli_options import ConfigFile, Embedder, JsonFlag, LakeArg, Verbose, set_up_logging
+from facescale.cli_options import ConfigFile, Embedder, JsonFlag, LakeArg, Plugin, Verbose, set_up_logging
 
 lake_app = typer.Typer(help="Look at a lake and its versions, check it, tidy it.", no_args_is_help=True)
 models_app = typer.Typer(help="The models facescale knows.", no_args_is_help=True)
@@ -34,6 +34,7 @@ def search(
     label: Annotated[str | None, typer.Option(help="Only faces whose image claims this label.")] = None,
     min_similarity: Annotated[float | None, typer.Option(help="Leave out hits below this cosine.")] = None,
     output: Annotated[str | None, typer.Option("--out", help="Parquet file for all hits.")] = None,
+    plugin: Plugin = None,
     config: ConfigFile = None,
     json_output: JsonFlag = False,
     verbose: Verbose = False,
@@ -45,7 +46,13 @@ def search(
     from facescale.driver.search import run_search
 
     set_up_logging(verbose)
-    overrides = {"embedder": embedder, "k": k, "label": label, "min_similarity": min_similarity}
+    overrides = {
+        "embedder": embedder,
+        "k": k,
+        "label": label,
+        "min_similarity": min_similarity,
+        "plugins": tuple(plugin) if plugin else None,
+    }
     settings = load_config(SearchConfig, file=config, overrides=overrides)
     out, reporter = console.make_console(json_output=json_output)
     found = run_search(lake, queries, settings, output=output, reporter=reporter)

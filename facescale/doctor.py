@@ -79,9 +79,11 @@ def _torch() -> list[Finding]:
 
 def _faiss() -> list[Finding]:
     installed = sorted(
-        name
-        for distribution in importlib.metadata.distributions()
-        if (name := (distribution.metadata["Name"] or "").lower()).startswith("faiss")
+        {
+            name
+            for distribution in importlib.metadata.distributions()
+            if (name := (distribution.metadata["Name"] or "").lower()).startswith("faiss")
+        }
     )
     cpu = [name for name in installed if name == "faiss-cpu"]
     gpu = [name for name in installed if name.startswith("faiss-gpu")]

@@ -63,13 +63,13 @@ def describe() -> str:
 
 def _extract(context: JobContext) -> list[StageSummary]:
     from facescale.driver.extract import run_extract
-    from facescale.driver.label import label_spec, run_label
 
-    spec = label_spec(
-        context.config.labels
-    )  # a label file without its column must not cost a crawl's work first
     stages = run_extract(context)
-    return stages if spec is None else [*stages, run_label(context)]
+    if context.config.labels.source is not None:
+        from facescale.driver.label import run_label
+
+        stages.append(run_label(context))
+    return stages
 
 
 def _embed(context: JobContext) -> list[StageSummary]:
@@ -170,11 +170,16 @@ def run_demo(
 
 
 def _open_for_extract(config: JobConfig) -> Any:
-    """Open the lake, or make it once the source is known to hold something: a typo must leave nothing behind."""
+    """Open the lake, or make it once source, models and label file are known to be there: a typo leaves nothing."""
+    from facescale.driver.extract import extract_settings, import_plugins
+    from facescale.driver.label import label_spec
     from facescale.lake.lake import Lake
     from facescale.sources.plan import check_source
 
     assert config.src is not None
+    import_plugins(config.extract.plugins)
+    extract_settings(config.extract)
+    label_spec(config.labels)  # without its column a label file must not cost a crawl's work first
     check_source(config.src)
     return Lake.open_or_create(config.lake)
 

@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING
 
 from facescale.config.job import NEEDS_SOURCE
 from facescale.driver.embed import embedding_version
-from facescale.driver.extract import other_settings, plan_extract, plan_report
+from facescale.driver.extract import import_plugins, other_settings, plan_extract, plan_report
 from facescale.driver.index import index_settings
-from facescale.driver.label import label_spec
-from facescale.errors import UsageError
+from facescale.driver.label import label_spec, label_version
+from facescale.errors import MismatchError, UsageError
 from facescale.index.build import plan_index
 from facescale.index.manifest import read_manifest
 from facescale.index.plan import choose
 from facescale.lake.lake import Lake
+from facescale.lake.lake_file import refuse_foreign_files
 from facescale.lake.parts import list_done
 from facescale.lake.scan import sum_counters
+from facescale.lake.store import Store
 from facescale.models.registry import card
 from facescale.sources.plan import planned_parts, planned_rows
 
@@ -34,6 +36,7 @@ FACES_PER_IMAGE = 1.3
 IMAGE_BYTES = 160
 FACE_BYTES = 90
 CROP_BYTES = 9_000
+LABEL_BYTES = 20
 
 
 @dataclass
@@ -61,11 +64,15 @@ class DryRun:
 
 def plan_job(job: str, config: JobConfig) -> DryRun:
     """See facescale.pipeline.dry_run."""
+    import_plugins(config.extract.plugins)
     try:
         lake = Lake.open(config.lake)
+    except MismatchError:
+        raise
     except UsageError:
         if job not in NEEDS_SOURCE:
             raise
+        refuse_foreign_files(Store(config.lake))
         lake = Lake.create(f"memory://facescale-dry-run-{uuid.uuid4().hex}")
     plan = DryRun(job, config.lake, planned_rows(lake))
     if job in NEEDS_SOURCE:
@@ -100,10 +107,10 @@ def _plan_extract(lake: Lake, config: JobConfig, plan: DryRun) -> None:
     if extract.from_crops:
         _plan_embed(lake, config, plan)
     if (labels := label_spec(config.labels)) is not None:
-        parts = parts_left + len(extract.done)
-        plan.stages.append(
-            PlannedStage("label", ["labels"], parts, 0, plan.images * 20, f"from {labels.source}")
-        )
+        labeled = len(list_done(lake.store, label_version(labels.settings())))
+        parts = parts_left + len(extract.done) - labeled
+        size = plan.images * LABEL_BYTES if parts else 0
+        plan.stages.append(PlannedStage("label", ["labels"], parts, labeled, size, f"from {labels.source}"))
 
 
 def _plan_embed(lake: Lake, config: JobConfig, plan: DryRun) -> None:

@@ -5,7 +5,7 @@ Comes in: a planned lake and where labels come from. Goes out: the labels table,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from facescale.errors import UsageError
 from facescale.lake.fingerprint import fingerprint
@@ -16,7 +16,7 @@ from facescale.sources.labels import LabelSpec, LabelsStage
 from facescale.sources.plan import planned_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from facescale.config.extract import LabelsConfig
     from facescale.driver.context import JobContext, StageSummary
@@ -36,6 +36,11 @@ def label_spec(config: LabelsConfig) -> LabelSpec | None:
     return spec
 
 
+def label_version(settings: Mapping[str, Any]) -> TableVersion:
+    """The labels version that these settings (of a LabelSpec) make."""
+    return TableVersion("labels", fingerprint("label", settings, stage_module.REVISION, {}))
+
+
 def run_label(context: JobContext) -> StageSummary:
     """Write the labels of every planned part; resumes by itself.
 
@@ -47,7 +52,7 @@ def run_label(context: JobContext) -> StageSummary:
         raise UsageError("labels need a source: --labels folder, or --labels FILE --label-column NAME")
     file = spec.load(lake.store)
     settings = spec.settings()
-    version = TableVersion("labels", fingerprint("label", settings, stage_module.REVISION, {}))
+    version = label_version(settings)
     lake.write_version(version, stage="label", settings=settings, revision=stage_module.REVISION, inputs={})
     done = list_done(lake.store, version)
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from facescale.driver.extract import import_plugins
 from facescale.engine.session import usable_cpus
-from facescale.errors import CorruptError, UsageError
+from facescale.errors import CorruptError, MismatchError, UsageError
 from facescale.imaging.decode import decode
 from facescale.index.results import (
     RESULTS_SCHEMA,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from facescale.config.index import SearchConfig
     from facescale.driver.context import Reporter
+    from facescale.index.manifest import Manifest
 
 _IMAGES_AT_ONCE = 16
 _QUERIES_AT_ONCE = 4096
@@ -104,7 +105,7 @@ def run_search(
     measured = index.manifest.recall["measured"]
     result.recall = None if measured is None else measured["recall"]
     tables = []
-    for names, vectors in _vectors(lake, queries, config, threads, result.problems):
+    for names, vectors in _vectors(index, queries, config, threads, result.problems):
         result.queries += len(names)
         tables.append(
             search_table(
@@ -131,23 +132,29 @@ def run_search(
 
 
 def _vectors(
-    lake: Lake, queries: Sequence[str], config: SearchConfig, threads: int, problems: list[tuple[str, str]]
+    index: Index, queries: Sequence[str], config: SearchConfig, threads: int, problems: list[tuple[str, str]]
 ) -> Iterator[tuple[list[str], np.ndarray]]:
     """(names, float32 [Q, D]) in batches of bounded size."""
     images = [query for query in queries if not query.endswith(".parquet")]
     for query in queries:
         if query.endswith(".parquet"):
-            yield from _parquet_vectors(query)
+            yield from _parquet_vectors(query, index.manifest)
     if images:
-        yield from _image_vectors(lake, images, config, threads, problems)
+        yield from _image_vectors(index.lake, images, config, threads, problems)
 
 
-def _parquet_vectors(path: str) -> Iterator[tuple[list[str], np.ndarray]]:
+def _parquet_vectors(path: str, manifest: Manifest) -> Iterator[tuple[list[str], np.ndarray]]:
     try:
         with pq.ParquetFile(path) as file:
             seen = 0
             for batch in file.iter_batches(_QUERIES_AT_ONCE):
                 names, vectors = query_vectors(pa.Table.from_batches([batch]), where=path)
+                if vectors.shape[1] != manifest.dim:
+                    raise MismatchError(
+                        f"{path}: its embeddings have {vectors.shape[1]} dimensions, and the index of "
+                        f"{manifest.model} has {manifest.dim}: embed the queries with {manifest.model}, or name "
+                        "another index with --embedder"
+                    )
                 if names == [str(row) for row in range(len(names))]:
                     names = [f"{path}#{seen + row}" for row in range(len(names))]
                 seen += len(names)

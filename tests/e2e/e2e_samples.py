@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import io
 import json
 import os
+import pty
 import signal
+import struct
+import subprocess
+import sys
+import termios
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
+import torch
 from PIL import Image
 
 from facescale.cli import main
@@ -54,9 +64,9 @@ class Answer:
 
 
 def facescale(*arguments: str | os.PathLike[str]) -> Answer:
-    """Run a command as `facescale …` does, in this process."""
+    """Run a command as `facescale …` does, in this process, and leave no trace in it."""
     out, err = io.StringIO(), io.StringIO()
-    handler = signal.getsignal(signal.SIGTERM)
+    handler, threads = signal.getsignal(signal.SIGTERM), (torch.get_num_threads(), cv2.getNumThreads())
     code: object = None
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -65,6 +75,8 @@ def facescale(*arguments: str | os.PathLike[str]) -> Answer:
         code = end.code
     finally:
         signal.signal(signal.SIGTERM, handler)
+        torch.set_num_threads(threads[0])
+        cv2.setNumThreads(threads[1])
     assert isinstance(code, int)
     return Answer(code, out.getvalue(), err.getvalue())
 
@@ -94,3 +106,47 @@ def encoded(image: Image.Image, kind: str) -> bytes:
     stream = io.BytesIO()
     image.save(stream, kind)
     return stream.getvalue()
+
+
+def on_terminal(*arguments: str | Path) -> tuple[int, str]:
+    """Run the command with a terminal of 120 columns for input and output; its exit code and all that it showed."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "CI", "COLUMNS")
+    }
+    process = subprocess.Popen(
+        [str(Path(sys.executable).parent / "facescale"), *map(str, arguments)],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=environment | {"TERM": "xterm-256color"},
+        start_new_session=True,
+    )
+    os.close(slave)
+    shown = bytearray()
+    try:
+        while piece := os.read(master, 65_536):
+            shown += piece
+    except OSError as error:
+        if error.errno != errno.EIO:  # how Linux says that the other side is closed
+            raise
+    finally:
+        os.close(master)
+    return process.wait(200), shown.decode()
+
+
+def chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is this large."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = chunk(b"IDAT", zlib.compress(bytes(100)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
+
+
+def damaged(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 0xFF]) + data[middle + 1 :]
