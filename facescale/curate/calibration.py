@@ -216,11 +216,18 @@ def require_calibration(embedder: str, lake: Lake) -> Calibration:
         CorruptError: the file is damaged.
     """
     found = load_calibration(embedder, lake)
-    if lake.current("embeddings", embedder) is None:
+    version = lake.current("embeddings", embedder)
+    if version is None:
         known = ", ".join(lake.current_models("embeddings")) or "none"
         raise UsageError(
             f"{lake.uri} has no finished embeddings of {embedder!r} (it has: {known}): run `facescale embed "
             f"{lake.uri} --embedder {embedder}`"
+        )
+    made_by = (lake.describe_version(version) or {}).get("settings", {}).get("embedder_sha256")
+    if None not in (made_by, found.weights_sha256) and made_by != found.weights_sha256:
+        raise MismatchError(
+            f"{lake.uri}: {version.folder} was made with weights {made_by[:12]}, and {embedder} was calibrated with "
+            f"{(found.weights_sha256 or '')[:12]}: run `facescale calibrate {lake.uri} --embedder {embedder}`"
         )
     return found
 

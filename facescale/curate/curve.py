@@ -233,8 +233,7 @@ LEVELS = (
 
 def _edges() -> NDArray[np.float64]:
     """Lower edges of a histogram's bins."""
-    edges: NDArray[np.float64] = (np.arange(_NUM_BINS) - 1) * BIN - 1.0
-    return edges
+    return np.arange(_NUM_BINS, dtype=np.float64) * BIN - (1.0 + BIN)
 
 
 def _weighted_median(values: NDArray[np.float64], weights: NDArray[np.int64]) -> float:

@@ -1,0 +1,334 @@
+"""Drive calibrate: a lake and trusted labels in, LAKE/calibration/<embedder>.yaml out, checked on other people.
+
+Runs in this process, without Ray: thousands of labeled photographs are enough, and more than MAX_FACES are not used.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+import facescale
+from facescale.curate.calibration import Calibration, calibration_path, dump_calibration
+from facescale.curate.calibration_fit import MIN_QUALITY_QUANTILE, check, fit
+from facescale.curate.drift import drift_warning
+from facescale.curate.re_encode import JPEG_QUALITY, QUANTILE, SCALE, re_encode_similarity
+from facescale.driver.extract import import_plugins
+from facescale.engine.session import usable_cpus
+from facescale.errors import UsageError
+from facescale.evaluate.center import center_faces
+from facescale.evaluate.split import folds_of
+from facescale.lake.lake import Lake
+from facescale.lake.scan import scan, scan_ids
+from facescale.lake.schema import table_spec
+from facescale.models.registry import card
+from facescale.sources.labels import LabelSpec, label_rows
+from facescale.sources.plan import planned_parts
+from facescale.vision.registry import load_embedder
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from facescale.driver.context import Reporter
+    from facescale.lake.parts import TableVersion
+
+MAX_FACES = 200_000
+_RE_ENCODED = 500
+_POOR_FMR = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrateSettings:
+    """What to calibrate, on whom.
+
+    Attributes:
+        embedder: registry name.
+        labels: a file of trusted labels; None takes the lake's own labels.
+        fold: fit on the identities of this fold and check on the other's; None fits on all, without a check.
+        device: "auto", "cpu" or "cuda".
+        plugins: modules that register further models.
+    """
+
+    embedder: str = "dlib_resnet"
+    labels: LabelSpec | None = None
+    fold: int | None = 0
+    device: str = "auto"
+    plugins: tuple[str, ...] = ()
+
+
+@dataclass
+class CalibrateResult:
+    """What was fitted.
+
+    Attributes:
+        embedder: registry name.
+        path: where the file is.
+        digest: of the thresholds (Calibration.digest).
+        thresholds: cosine of faces (`pairs`) and of face to center (`centers`) at false-match rates, and others.
+        evidence: as written.
+        warnings: what to think about before using it.
+    """
+
+    embedder: str
+    path: str
+    digest: str
+    thresholds: dict[str, Any]
+    evidence: dict[str, Any]
+    warnings: list[str] = field(default_factory=list)
+
+
+def run_calibrate(lake_uri: str, settings: CalibrateSettings, reporter: Reporter) -> CalibrateResult:
+    """Fit, check, and write the file; replaces one that is there.
+
+    Raises:
+        UsageError: no lake, no embeddings or crops of the embedder, no labels, or too few people in them.
+        DataError: the label file cannot be parsed.
+    """
+    import_plugins(settings.plugins)
+    lake = Lake.open(lake_uri)
+    model = card(settings.embedder, "embedder")
+    versions = _versions(lake, settings.embedder)
+    people, left_out = _labeled_faces(lake, settings, reporter)
+    mine = people.fold == settings.fold if settings.fold is not None else np.ones(len(people.face_ids), bool)
+    if settings.fold is not None:
+        left_out["faces_of_the_other_fold"] = int((~mine).sum())
+    vectors = _vectors(lake, versions["embeddings"], people.face_ids)
+    reporter.say(f"calibrate: {int(mine.sum()):,} faces of {len(set(people.names[mine])):,} people")
+    quality = _quality(lake, versions["faces"], people.face_ids[mine])
+    similarity = _re_encoded(lake, versions, settings, people.face_ids[mine], vectors[mine])
+    evidence: dict[str, Any] = {
+        "made": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "by": f"facescale {facescale.__version__}",
+        "command": _command(settings),
+        "faces": "of each labeled image the one nearest its center",
+        "fold": "all" if settings.fold is None else settings.fold,
+        "left_out": left_out,
+        "detection": _made_by(
+            lake, versions["faces"], ("detector", "landmarker", "min_face_px", "precision")
+        ),
+        "embedding": _made_by(lake, versions["embeddings"], ("pixels", "precision")),
+        "re_encode": {
+            "forms": len(similarity),
+            "jpeg_quality": list(JPEG_QUALITY),
+            "scale": list(SCALE),
+            "quantile": QUANTILE,
+            "lowest": round(float(similarity.min()), 5),
+            "median": round(float(np.median(similarity)), 5),
+        },
+        "min_quality": f"quantile {MIN_QUALITY_QUANTILE} of faces.quality"
+        if quality is not None
+        else "none: faces have no quality column",
+    }
+    calibration = fit(
+        vectors[mine],
+        people.names[mine],
+        people.face_ids[mine],
+        quality,
+        embedder=settings.embedder,
+        re_encode=float(np.quantile(similarity, QUANTILE)),
+        weights_sha256=model.sha256,
+        evidence=evidence,
+    )
+    if settings.fold is not None and not mine.all():
+        other = check(calibration, vectors[~mine], people.names[~mine], people.face_ids[~mine])
+        calibration.evidence["check_on_the_other_fold"] = other
+    warnings = _doubts(calibration)
+    if warning := drift_warning(calibration, lake, versions["embeddings"]):
+        warnings.append(warning)
+    path = calibration_path(settings.embedder)
+    lake.store.write_bytes(path, dump_calibration(calibration))
+    return CalibrateResult(
+        settings.embedder,
+        lake.store.location(path),
+        calibration.digest,
+        _thresholds(calibration),
+        calibration.evidence,
+        warnings,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _People:
+    """Faces whose person is known: object [N] names, int64 [N] ids and folds."""
+
+    names: NDArray[Any]
+    face_ids: NDArray[np.int64]
+    fold: NDArray[np.int64]
+
+
+def _versions(lake: Lake, embedder: str) -> dict[str, TableVersion]:
+    found = {}
+    for table, model in (("faces", "-"), ("crops", "-"), ("embeddings", embedder)):
+        version = lake.current(table, model)
+        if version is None:
+            job = "extract SRC" if model == "-" else "embed"
+            raise UsageError(
+                f"{lake.uri} has no finished {table}{'' if model == '-' else ' of ' + model}: run "
+                f"`facescale {job} {lake.uri}{'' if model == '-' else ' --embedder ' + model}` first"
+            )
+        found[table] = version
+    return found
+
+
+def _labeled_faces(
+    lake: Lake, settings: CalibrateSettings, reporter: Reporter
+) -> tuple[_People, dict[str, int]]:
+    """One face of each labeled image, and how many images were left out for which reason."""
+    images, labels = _labels(lake, settings.labels, reporter)
+    left_out = {}
+    unique, at, counts = np.unique(images, return_index=True, return_counts=True)
+    left_out["images_with_several_labels"] = int((counts > 1).sum())
+    images, labels = unique[counts == 1], labels[at[counts == 1]]
+    copies = _copies(lake)
+    if copies is not None:
+        copy = np.isin(images, copies)
+        left_out["duplicate_images"] = int(copy.sum())
+        images, labels = images[~copy], labels[~copy]
+    face_ids = center_faces(lake, images)
+    left_out["images_without_a_face"] = int((face_ids < 0).sum())
+    labels, face_ids = labels[face_ids >= 0], face_ids[face_ids >= 0]
+    if len(face_ids) > MAX_FACES:  # whole people, so that theirs are not thinned out
+        names, who = np.unique(labels.astype(str), return_inverse=True)
+        order = np.random.default_rng(0).permutation(len(names))
+        size = np.bincount(who)
+        kept = np.zeros(len(names), bool)
+        kept[order[np.cumsum(size[order]) <= MAX_FACES]] = True
+        left_out["faces_beyond_the_budget"] = int((~kept[who]).sum())
+        labels, face_ids = labels[kept[who]], face_ids[kept[who]]
+    return _People(labels, face_ids, folds_of(labels.tolist())), left_out
+
+
+def _labels(lake: Lake, spec: LabelSpec | None, reporter: Reporter) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """(image ids, names) of every claim."""
+    if spec is not None:
+        file = spec.load(lake.store)
+        tables = [label_rows(lake.store, part, spec, file) for part in planned_parts(lake)]
+        for remark in file.remarks() if file is not None else []:
+            reporter.warn(remark)
+    else:
+        version = lake.current("labels")
+        if version is None:
+            raise UsageError(
+                f"{lake.uri} has no labels: give trusted ones with --labels FILE --label-column NAME"
+            )
+        tables = list(scan(lake, version, columns=["image_id", "label"]))
+    kept = [table.select(["image_id", "label"]) for table in tables if table.num_rows]
+    if not kept:
+        raise UsageError(
+            f"not one image of {lake.uri} is named by the labels; are their paths relative to SRC?"
+        )
+    table = pa.concat_tables(kept)
+    return table["image_id"].to_numpy(), np.array(table["label"].to_pylist(), object)
+
+
+def _copies(lake: Lake) -> NDArray[np.int64] | None:
+    """Images that are copies of another; None where the lake does not know."""
+    version = lake.current("duplicates")
+    if version is None:
+        return None
+    found = [table["image_id"].to_numpy() for table in scan(lake, version, columns=["image_id"])]
+    return np.concatenate([np.zeros(0, np.int64), *found])
+
+
+def _vectors(lake: Lake, version: TableVersion, face_ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    if not len(face_ids):
+        return np.zeros((0, 1), np.float32)
+    column = scan_ids(lake, version, face_ids, ["embedding"])["embedding"].combine_chunks()
+    flat: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
+    vectors: NDArray[np.float32] = flat.reshape(len(face_ids), -1).astype(np.float32)
+    return vectors
+
+
+def _quality(lake: Lake, version: TableVersion, face_ids: NDArray[np.int64]) -> NDArray[np.float64] | None:
+    """faces.quality, NaN where null; None where there is no such column or nothing in it."""
+    if not len(face_ids) or "quality" not in [column.name for column in table_spec("faces").columns]:
+        return None
+    values = scan_ids(lake, version, face_ids, ["quality"])["quality"]
+    if values.null_count == len(values):
+        return None
+    filled: NDArray[np.float64] = values.to_numpy().astype(np.float64)
+    return filled
+
+
+def _re_encoded(
+    lake: Lake,
+    versions: dict[str, TableVersion],
+    settings: CalibrateSettings,
+    face_ids: NDArray[np.int64],
+    vectors: NDArray[np.float32],
+) -> NDArray[np.float64]:
+    """Similarity of a sample of faces with themselves re-encoded."""
+    import torch
+
+    if not len(face_ids):
+        return np.ones(1)
+    order = np.argsort(face_ids)
+    rows = order[np.sort(np.random.default_rng(0).permutation(len(order))[:_RE_ENCODED])]
+    crops = scan_ids(lake, versions["crops"], face_ids[rows], ["jpeg", "matrix"])
+    points = scan_ids(lake, versions["faces"], face_ids[rows], ["landmarks"])["landmarks"].combine_chunks()
+    matrices = crops["matrix"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(usable_cpus())
+    try:
+        made_by = lake.describe_version(versions["embeddings"]) or {}
+        precision = made_by.get("settings", {}).get("precision", "fp32")
+        device = settings.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            precision = "fp32"
+        return re_encode_similarity(
+            crops["jpeg"].to_pylist(),
+            matrices.reshape(-1, 2, 3).astype(np.float64),
+            points.flatten().to_numpy().reshape(len(rows), -1, 2),
+            vectors[rows],
+            load_embedder(settings.embedder, device=device, precision=precision),
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _doubts(calibration: Calibration) -> list[str]:
+    """What the fit itself says against it."""
+    doubts = []
+    rate = calibration.pairs.fmr_of(calibration.genuine.pairs.quantile(0.5))
+    if rate > _POOR_FMR:
+        doubts.append(
+            f"half of the pairs of one person are less alike than {rate:.1%} of the pairs of two: the labels are "
+            "wrong in places, or the embedder cannot tell these people apart"
+        )
+    supported = max(calibration.pairs.supported, calibration.centers.supported)
+    if supported > 1e-3:
+        doubts.append(
+            f"the sample shows false-match rates down to {supported:.0e} only; thresholds for smaller ones are "
+            "extrapolated: label more people"
+        )
+    return doubts
+
+
+def _thresholds(calibration: Calibration) -> dict[str, Any]:
+    rates = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+    return {
+        "pairs": {f"{rate:.0e}": round(calibration.pairs.similarity_at(rate), 5) for rate in rates},
+        "centers": {f"{rate:.0e}": round(calibration.centers.similarity_at(rate), 5) for rate in rates},
+        "re_encode": round(calibration.re_encode, 5),
+        "min_quality": calibration.min_quality,
+    }
+
+
+def _made_by(lake: Lake, version: TableVersion, names: tuple[str, ...]) -> dict[str, Any]:
+    settings = (lake.describe_version(version) or {}).get("settings", {})
+    return {name: settings[name] for name in names if name in settings}
+
+
+def _command(settings: CalibrateSettings) -> str:
+    """The command with LAKE and FILE for what is nobody's business."""
+    words = ["facescale calibrate LAKE", f"--embedder {settings.embedder}"]
+    if settings.labels is not None:
+        words += ["--labels FILE", f"--label-column {settings.labels.column}"]
+    words.append(f"--fold {'all' if settings.fold is None else settings.fold}")
+    return " ".join(words)
