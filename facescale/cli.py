@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from facescale.bench.cli import bench_app
+from facescale.cli_curate import register as register_curate
 from facescale.cli_options import (
     AcceptChanges,
     Address,
@@ -62,6 +63,7 @@ app = typer.Typer(
 )
 
 register(app)
+register_curate(app)
 app.add_typer(bench_app, name="bench")
 
 
