@@ -12,6 +12,7 @@ why not. The rules:
 
 from __future__ import annotations
 
+import copy
 import logging
 import statistics
 import time
@@ -26,6 +27,7 @@ from facescale.engine.worker import (
     PartWorker,
     WorkerInfo,
     key_of,
+    reap,
     worker_environment,
 )
 from facescale.errors import EXIT_INCOMPLETE, FacescaleError, InfrastructureError
@@ -98,6 +100,10 @@ class _Slot:
 class _Actor(PartWorker):
     """The Ray actor: a PartWorker that can also run a part in careful mode."""
 
+    def __init__(self, stage: Stage, store: Store, threads: int) -> None:
+        super().__init__(stage, store, threads)
+        self.unopened = copy.copy(stage)  # models and thread pools do not pickle
+
     def open(self, node_id: str = "") -> WorkerInfo | PartFailed:
         import ray
 
@@ -105,7 +111,7 @@ class _Actor(PartWorker):
 
     def run_careful(self, unit: Any, item_deadline_s: float) -> PartDone | PartFailed:
         return run_careful(
-            self.stage, self.store, unit, threads=self.threads, item_deadline_s=item_deadline_s
+            self.unopened, self.store, unit, threads=self.threads, item_deadline_s=item_deadline_s
         )
 
 
@@ -358,7 +364,7 @@ class _Mapper:
         if slot.info is None:
             return
         info = slot.info
-        reaper = ray.remote(_reap).options(
+        reaper = ray.remote(reap).options(
             num_cpus=0,
             max_retries=0,
             scheduling_strategy=NodeAffinitySchedulingStrategy(info.node_id, soft=False),
@@ -376,23 +382,6 @@ class _Mapper:
             )
 
 
-def _reap(pid: int, create_time: float) -> bool:
-    """Kill a process unless it is gone already; True once it is. Runs on the process's own node."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        if abs(process.create_time() - create_time) > 1.0:
-            return True  # the pid belongs to somebody else by now
-        process.kill()
-        process.wait(30)
-    except psutil.NoSuchProcess:
-        return True
-    except psutil.TimeoutExpired:
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
-    return True
-
-
 def _count(summary: MapSummary, done: PartDone) -> None:
     summary.parts += 1
     for name, value in done.counters.items():
@@ -408,4 +397,5 @@ def _first_line(trouble: object) -> str:
     lines = [line for line in str(trouble).splitlines() if line.strip()]
     if not lines:
         return type(trouble).__name__
-    return lines[-1].strip() if any(line.startswith("Traceback") for line in lines) else lines[0].strip()
+    is_traceback = any(line.startswith("Traceback") or "ray::" in line for line in lines)
+    return lines[-1 if is_traceback else 0].strip()

@@ -123,3 +123,20 @@ def _failed(key: PartKey, error: Exception) -> PartFailed:
     if isinstance(error, FacescaleError):
         return PartFailed(key, error, text)
     return PartFailed(key, None, "".join(traceback.format_exception(error)))
+
+
+def reap(pid: int, create_time: float) -> bool:
+    """Kill a process unless it is gone already; True once it is. Runs on the process's own machine."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        if abs(process.create_time() - create_time) > 1.0:
+            return True  # the pid belongs to somebody else by now
+        process.kill()
+        process.wait(30)
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.TimeoutExpired:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class LabelEveryRow:
         self.log = log
 
     def open(self) -> None:
-        pass
+        self.opened = threading.Lock()  # like models and thread pools, nothing that could be pickled
 
     def process(self, part: PartKey, guard: Guard) -> StageResult:
         rows = np.arange(part.first_row, part.first_row + part.num_rows)
