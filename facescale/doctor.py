@@ -82,7 +82,7 @@ def _faiss() -> list[Finding]:
         {
             name
             for distribution in importlib.metadata.distributions()
-            if (name := (distribution.metadata["Name"] or "").lower()).startswith("faiss")
+            if (name := (distribution.metadata["Name"] or "").lower().replace("_", "-")).startswith("faiss")
         }
     )
     cpu = [name for name in installed if name == "faiss-cpu"]

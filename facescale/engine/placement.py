@@ -47,6 +47,9 @@ def place(
 ) -> Placement:
     """Choose a placement.
 
+    Where more workers or threads are asked for than there are CPUs, less is reserved for each worker than it has
+    threads: what does not fit all at once would wait for ever.
+
     Args:
         workers: as asked for; None works it out: one for each share of a GPU, or on CPUs as many as fit.
         threads: as asked for; None takes `threads_wanted` on CPUs, and a GPU's fair share of CPUs on GPUs.
@@ -69,13 +72,12 @@ def place(
             )
         fitting = int(cluster.gpus / gpus_per_worker + 1e-6)
         count = min(workers or fitting, max(1, num_parts))
-        cpus = float(threads or max(1, int(cluster.cpus / fitting)))
-        return Placement(count, cpus, gpus_per_worker, int(cpus))
+        each = threads or max(1, int(cluster.cpus / fitting))
+        return Placement(count, min(float(each), cluster.cpus / count), gpus_per_worker, each)
     if threads is not None and threads > cluster.cpus:
         raise UsageError(f"--threads {threads} is more than the {cluster.cpus:g} CPUs there are")
     each = threads or max(1, min(threads_wanted, int(cluster.cpus)))
     count = min(workers or max(1, int(cluster.cpus // each)), max(1, num_parts))
     if threads is None and workers is None:
         each = max(each, int(cluster.cpus // count))  # few parts: the CPUs left over become threads
-    # More workers than fit is the user's explicit wish: reserve less for each rather than wait for ever.
     return Placement(count, min(float(each), cluster.cpus / count), 0.0, each)
