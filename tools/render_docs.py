@@ -19,7 +19,18 @@ if TYPE_CHECKING:
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 # The order in which the data flows, not the alphabet's; a table that is not named here comes after these.
-FLOW = ("sources", "images", "labels", "faces", "crops", "embeddings")
+FLOW = (
+    "sources",
+    "images",
+    "labels",
+    "faces",
+    "crops",
+    "embeddings",
+    "duplicates",
+    "neighbors",
+    "clusters",
+    "decisions",
+)
 
 TABLES_HEAD = """\
 # Tables
@@ -41,7 +52,7 @@ CONFIGURATION_HEAD = """\
 
 <!-- Rendered by `make docs` from facescale/config. Edit that. -->
 
-`facescale run | extract | embed | index` and `python -m jobs.…` read `--config file.yaml`; flags on the
+`facescale run | extract | embed | dedup | neighbors | index` and `python -m jobs.…` read `--config file.yaml`; flags on the
 command line override it. Unknown keys are refused. A section of this page is a section of the file:
 
     src: /data/photos

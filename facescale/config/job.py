@@ -5,6 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from facescale.config.base import Config
+from facescale.config.clean import CleanConfig
+from facescale.config.curate import DedupConfig, NeighborsConfig
 from facescale.config.engine import EngineConfig
 from facescale.config.extract import ExtractConfig, LabelsConfig
 from facescale.config.index import IndexConfig
@@ -27,6 +29,15 @@ class JobConfig(Config):
 
     labels: LabelsConfig = LabelsConfig()
     """Claimed labels."""
+
+    dedup: DedupConfig = DedupConfig()
+    """Duplicate images."""
+
+    neighbors: NeighborsConfig = NeighborsConfig()
+    """Lists of similar faces."""
+
+    clean: CleanConfig = CleanConfig()
+    """Claimed labels, cleaned."""
 
     index: IndexConfig = IndexConfig()
     """The index."""

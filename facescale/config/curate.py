@@ -1,0 +1,33 @@
+"""What dedup and neighbors are told."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from facescale.config.base import Config
+
+
+class DedupConfig(Config):
+    """Which images are copies of which."""
+
+    max_distance: int = Field(default=31, ge=0, le=31)
+    """Images are near-duplicates up to this many differing bits of their PDQ hashes, of 256."""
+
+    min_pdq_quality: int = Field(default=50, ge=0, le=100)
+    """Images with less detail than this for PDQ (0 to 100) are copies only of identical files."""
+
+
+class NeighborsConfig(Config):
+    """The most similar faces of every face."""
+
+    embedder: str = "dlib_resnet"
+    """Whose embeddings."""
+
+    k: int = Field(default=50, ge=1, le=2048)
+    """Neighbors kept for each face."""
+
+    floor_fmr: float = Field(default=1e-2, gt=0, le=0.5)
+    """A list is marked saturated when all of it lies above this false-match rate: there may be more such faces."""
+
+    memory_gib: float = Field(default=2.0, gt=0)
+    """Memory for the faces compared with, in each worker; more faces are read block by block. Does not change results."""
