@@ -21,6 +21,8 @@ from facescale.cli_options import (
     AcceptChanges,
     Address,
     Backend,
+    BaseMemoryGib,
+    CleanMethod,
     ConfigFile,
     Detector,
     Device,
@@ -32,9 +34,11 @@ from facescale.cli_options import (
     Labels,
     LakeArg,
     Landmarker,
+    MaxDistance,
     MaxFailures,
     MemoryGib,
     MinFace,
+    NumNeighbors,
     PartRows,
     PathColumn,
     Plugin,
@@ -97,9 +101,9 @@ def run(
     json_output: JsonFlag = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run every stage, in order: extract, labels, index. Running it again resumes it."""
+    """Run every stage, in order: extract, labels, dedup, neighbors, clean, index. Running it again resumes it."""
     overrides = _overrides(locals()) | {
-        "index.embedder": embedder,
+        **{f"{section}.embedder": embedder for section in ("neighbors", "clean", "index")},
         "index.backend": backend,
         "index.recall": recall,
         "index.memory_gib": memory_gib,
@@ -156,6 +160,62 @@ def embed(
 ) -> None:
     """Embed the stored crops with another model; nothing is detected again."""
     _job("embed", config, _overrides(locals()), dry_run=dry_run, json_output=json_output, verbose=verbose)
+
+
+@app.command()
+def dedup(
+    lake: LakeArg,
+    config: ConfigFile = None,
+    max_distance: MaxDistance = None,
+    threads: Threads = None,
+    dry_run: DryRunFlag = False,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find identical and nearly identical images; one of each group is kept, and the best."""
+    overrides = _overrides(locals()) | {"dedup.max_distance": max_distance}
+    _job("dedup", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
+
+
+@app.command()
+def neighbors(
+    lake: LakeArg,
+    embedder: Embedder = None,
+    config: ConfigFile = None,
+    k: NumNeighbors = None,
+    base_memory_gib: BaseMemoryGib = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    device: Device = None,
+    gpus_per_worker: GpusPerWorker = None,
+    address: Address = None,
+    plugin: Plugin = None,
+    dry_run: DryRunFlag = False,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """List the most similar faces of every face, exactly; copies of images are left out."""
+    overrides = _overrides(locals()) | {
+        "neighbors.embedder": embedder,
+        "neighbors.k": k,
+        "neighbors.memory_gib": base_memory_gib,
+    }
+    _job("neighbors", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
+
+
+@app.command()
+def clean(
+    lake: LakeArg,
+    embedder: Embedder = None,
+    config: ConfigFile = None,
+    method: CleanMethod = None,
+    dry_run: DryRunFlag = False,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Decide whose name each label is and which faces it keeps, and write down why."""
+    overrides = _overrides(locals()) | {"clean.embedder": embedder, "clean.method": method}
+    _job("clean", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
 
 
 @app.command()

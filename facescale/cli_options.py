@@ -36,6 +36,12 @@ Address = Annotated[
 ]
 Plugin = Annotated[list[str] | None, typer.Option(help="Module that registers further models; repeatable.")]
 Backend = Annotated[str | None, typer.Option(help="faiss or hnswlib.")]
+MaxDistance = Annotated[int | None, typer.Option(help="PDQ bits up to which images are copies, 0..31.")]
+NumNeighbors = Annotated[int | None, typer.Option("--k", "-k", help="Neighbors kept for each face.")]
+BaseMemoryGib = Annotated[
+    float | None, typer.Option("--memory-gib", help="Memory of each worker for the faces compared with, GiB.")
+]
+CleanMethod = Annotated[str | None, typer.Option(help="ownership or cast.")]
 Recall = Annotated[float | None, typer.Option(help="Wanted recall of the index, 0..1.")]
 MemoryGib = Annotated[float | None, typer.Option(help="Memory the index may take when searched, GiB.")]
 

@@ -1,6 +1,6 @@
 """READ FIRST: the stages in data order, the tables each reads and writes, and `run_job`, which every entry point calls.
 
-    SRC ─► plan ─► extract ─► index ─► search
+    SRC ─► plan ─► extract ─► dedup ─► neighbors ─► clean ─► index ─► search
             │        │  └─► embed (another model, from the stored crops)
          sources   images, faces, crops, embeddings            labels ◄─ label (claims on images)
 
@@ -20,7 +20,7 @@ from facescale.config.load import load_config
 from facescale.errors import EXIT_DONE, EXIT_INCOMPLETE, EXIT_TOO_MANY_FAILURES, FacescaleError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from facescale.driver.context import JobContext, JobSummary, Reporter, StageSummary
     from facescale.driver.demo import DemoResult
@@ -47,6 +47,21 @@ STAGES = (
     ),
     StageInfo("embed", ("faces", "crops"), ("embeddings",), "another embedder over the stored crops"),
     StageInfo("label", ("sources",), ("labels",), "claims on images: folder names, files, tar members"),
+    StageInfo(
+        "dedup", ("images",), ("duplicates",), "identical and nearly identical images, one kept of each group"
+    ),
+    StageInfo(
+        "neighbors",
+        ("embeddings", "duplicates"),
+        ("neighbors",),
+        "the most similar faces of every face, exactly",
+    ),
+    StageInfo(
+        "clean",
+        ("labels", "embeddings", "faces", "duplicates"),
+        ("decisions",),
+        "whose name each label is, which faces it keeps, and why",
+    ),
     StageInfo("index", ("embeddings",), ("index",), "FAISS or hnswlib shards, with recall measured"),
     StageInfo("search", ("index", "embeddings", "faces", "images", "labels"), (), "nearest faces of a query"),
 )
@@ -78,6 +93,24 @@ def _embed(context: JobContext) -> list[StageSummary]:
     return [run_embed(context)]
 
 
+def _dedup(context: JobContext) -> list[StageSummary]:
+    from facescale.driver.dedup import run_dedup
+
+    return [run_dedup(context)]
+
+
+def _neighbors(context: JobContext) -> list[StageSummary]:
+    from facescale.driver.neighbors import run_neighbors
+
+    return [run_neighbors(context)]
+
+
+def _clean(context: JobContext) -> list[StageSummary]:
+    from facescale.driver.clean import run_clean
+
+    return [run_clean(context)]
+
+
 def _index(context: JobContext) -> list[StageSummary]:
     from facescale.driver.index import run_index
 
@@ -85,16 +118,37 @@ def _index(context: JobContext) -> list[StageSummary]:
 
 
 def _run(context: JobContext) -> list[StageSummary]:
+    """Every stage; those that need thresholds only for an embedder that is calibrated, since the others need none."""
+    from facescale.driver.neighbors import is_calibrated
+
+    config, lake = context.config, context.lake
     stages = _extract(context)
-    if not any(stage.left_over for stage in stages):
-        stages += _index(context)
-    return stages
+    if _left_over(stages):
+        return stages
+    stages += _dedup(context)
+    if is_calibrated(config.neighbors.embedder, lake):
+        stages += _neighbors(context)
+    else:
+        stages[-1].notes.append(
+            f"{config.neighbors.embedder} is not calibrated, so neighbors and what follows from them were not made: "
+            f"run `facescale calibrate {lake.uri} --embedder {config.neighbors.embedder} --labels FILE`, then again"
+        )
+    if lake.current("labels") is not None and is_calibrated(config.clean.embedder, lake):
+        stages += _clean(context)
+    return stages + _index(context)
+
+
+def _left_over(stages: Iterable[StageSummary]) -> bool:
+    return any(stage.left_over for stage in stages)
 
 
 JOBS: Mapping[str, Callable[[JobContext], list[StageSummary]]] = {
     "run": _run,
     "extract": _extract,
     "embed": _embed,
+    "dedup": _dedup,
+    "neighbors": _neighbors,
+    "clean": _clean,
     "index": _index,
 }
 """Jobs by name: what `facescale NAME` and `python -m jobs.NAME` run."""

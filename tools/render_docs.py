@@ -52,7 +52,7 @@ CONFIGURATION_HEAD = """\
 
 <!-- Rendered by `make docs` from facescale/config. Edit that. -->
 
-`facescale run | extract | embed | dedup | neighbors | index` and `python -m jobs.…` read `--config file.yaml`; flags on the
+The jobs (`facescale run`, `extract`, `dedup`, …) and `python -m jobs.…` read `--config file.yaml`; flags on the
 command line override it. Unknown keys are refused. A section of this page is a section of the file:
 
     src: /data/photos

@@ -26,8 +26,8 @@ class NeighborsConfig(Config):
     k: int = Field(default=50, ge=1, le=2048)
     """Neighbors kept for each face."""
 
-    floor_fmr: float = Field(default=1e-2, gt=0, le=0.5)
+    floor_fmr: float = Field(default=1e-3, gt=0, le=0.5)
     """A list is marked saturated when all of it lies above this false-match rate: there may be more such faces."""
 
     memory_gib: float = Field(default=2.0, gt=0)
-    """Memory for the faces compared with, in each worker; more faces are read block by block. Does not change results."""
+    """Memory of each worker for the faces compared with; more are read block by block. Does not change results."""
