@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from facescale.lake.parts import PartKey, TableVersion, part_of_path, read_siblings
+from facescale.lake.parts import NO_MODEL, PartKey, TableVersion, part_of_path, read_siblings
 
 if TYPE_CHECKING:
     from facescale.lake.lake import Lake
@@ -27,12 +27,23 @@ def images_of(lake: Lake, version: TableVersion) -> TableVersion | None:
         version: a version of any table.
 
     Returns:
-        A version of `images`; None for tables whose own files say what is done (images, labels), and when the lake
-        has no `images`.
+        A version of `images`; None for tables whose own files say what is done (images, labels, those of curation),
+        and when the lake has no `images`.
     """
     if version.table not in SIBLINGS_OF_IMAGES:
         return None
     return _resolve(lake, version, frozenset())
+
+
+def input_versions(lake: Lake, version: TableVersion) -> list[TableVersion]:
+    """The versions that a version was made of, as far as they are still there."""
+    inputs = dict((lake.describe_version(version) or {}).get("inputs", {}))
+    return [
+        found
+        for table, fingerprint in inputs.items()
+        for found in versions_of(lake.store, table)
+        if found.fingerprint == fingerprint and found.model in (version.model, NO_MODEL)
+    ]
 
 
 def versions_of(store: Store, table: str) -> list[TableVersion]:

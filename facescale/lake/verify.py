@@ -30,6 +30,7 @@ from facescale.lake.parts import (
 from facescale.lake.scan import sibling_problem
 from facescale.lake.schema import TABLE_KEY, check_table, fill_missing, table_names, table_spec
 from facescale.lake.sources_table import list_shards, planned_part_rows
+from facescale.lake.verify_curation import CURATED, CurationChecks
 from facescale.lake.verify_values import expected_face_ids, value_problems
 
 if TYPE_CHECKING:
@@ -67,8 +68,8 @@ class VerifyReport:
     Args:
         problems: in the order of their finding; empty when the lake is sound.
         checked: how many versions, parts, rows and bytes were looked at; parts_to_do, which are planned and not in
-            the current `images`; parts_unfinished, files of parts whose `images` file is not there (a job was
-            interrupted; running it again overwrites them).
+            the current `images`; copies, which the current duplicates leave out; parts_unfinished, files of parts
+            whose `images` file is not there (a job was interrupted; running it again overwrites them).
     """
 
     problems: list[Problem] = field(default_factory=list)
@@ -101,6 +102,7 @@ class _Verification:
         self.report = VerifyReport()
         self.done: dict[TableVersion, DoneParts] = {}
         self.plan: dict[int, dict[int, int] | None] = {}
+        self.curation = CurationChecks(lake)
 
     def run(self) -> VerifyReport:
         versions = [version for table in table_names() for version in versions_of(self.store, table)]
@@ -109,6 +111,7 @@ class _Verification:
         self.done = {version: list_done(self.store, version) for version in versions}
         for version in sorted(versions, key=lambda v: (v.table != "images", v.folder)):
             self.check_version(version)
+        self.check_groups()
         self.count_parts_to_do()
         return self.report
 
@@ -162,6 +165,8 @@ class _Verification:
             if version.table == "images":
                 problems += self.plan_problems(version, key, ids)
                 self.check_siblings(path, key, read_siblings(footer, self.store.location(path)) or {})
+            elif version.table in CURATED:
+                problems += self.curation.part_problems(version, key, ids)
             elif images is not None:
                 problems += self.face_problems(images, key, ids, footer)
         except (CorruptError, DataError) as error:
@@ -256,6 +261,19 @@ class _Verification:
             problem = sibling_problem(said, footer, rows, self.store.size(path))
             if problem:
                 self.problem(path, problem, f"delete it and {images_path}, {again}")
+
+    def check_groups(self) -> None:
+        """Groups of duplicates as wholes; counts the copies of the current version."""
+        current = self.lake.current("duplicates")
+        for version in [version for version in self.done if version.table == "duplicates"]:
+            try:
+                problems = self.curation.group_problems(version)
+            except CorruptError:
+                continue  # reported where the file itself is checked
+            for what in problems:
+                self.problem(version.folder, what, "delete it and rerun facescale dedup")
+            if version == current:
+                self.count("copies", len(self.curation.copies(version)[0]))
 
     def count_parts_to_do(self) -> None:
         """Planned parts that the current `images` lacks."""

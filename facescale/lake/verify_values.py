@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_CROP_PX = 256
+PDQ_BITS = 256
 # float16 keeps 11 bits: a unit vector stored in it is at most 2^-11 off in length; four times that is a fault.
 NORM_TOLERANCE = 2.0**-9
 
@@ -124,12 +125,49 @@ def _embeddings(block: pa.Table, ids: NDArray[np.int64]) -> Iterator[tuple[str, 
     yield "norm is not positive and finite", ~(np.isfinite(norm) & (norm > 0))
 
 
+def _duplicates(block: pa.Table, ids: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    keeper, group = block.column("representative").to_numpy(), block.column("group_id").to_numpy()
+    distance = pc.fill_null(block.column("distance"), 0).to_numpy()
+    exact = _texts(block.column("kind")) == "exact"
+    yield "unknown kind", ~exact & (_texts(block.column("kind")) != "near")
+    for name, other in (("image_id", ids), ("representative", keeper), ("group_id", group)):
+        yield f"{name} is a face id where an image id belongs", image_id_of(other) != other
+    yield "an image represents itself", keeper == ids
+    yield "group_id is not the smallest of its group", group > np.minimum(ids, keeper)
+    yield "distance is not 0..256 bits", (distance < 0) | (distance > PDQ_BITS)
+    yield "identical files whose hashes differ", exact & (distance != 0)
+    yield "a near copy without a distance", ~exact & block.column("distance").is_null().to_numpy()
+
+
+def _neighbors(block: pa.Table, ids: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    rows = np.arange(len(ids))
+    counts = [pc.list_value_length(block.column(n)).to_numpy() for n in ("neighbor_ids", "similarities")]
+    if (uneven := counts[0] != counts[1]).any():
+        yield "neighbor_ids and similarities differ in length", uneven
+        return
+    of = np.repeat(rows, counts[0])
+    near, sims = (
+        np.concatenate([chunk.flatten().to_numpy() for chunk in block.column(n).chunks])
+        for n in ("neighbor_ids", "similarities")
+    )
+    yield "a similarity is no cosine", np.isin(rows, of[~(np.abs(sims) <= 1 + NORM_TOLERANCE)])
+    yield "a face is its own neighbor", np.isin(rows, of[near == ids[of]])
+    same = of[1:] == of[:-1]
+    after = (sims[1:] > sims[:-1]) | ((sims[1:] == sims[:-1]) & (near[1:] <= near[:-1]))
+    yield "neighbors are not in descending similarity, equal ones by id", np.isin(rows, of[1:][same & after])
+    order = np.lexsort((near, of))
+    twice = (np.diff(near[order]) == 0) & (np.diff(of[order]) == 0)
+    yield "a neighbor appears twice", np.isin(rows, of[order][1:][twice])
+
+
 _CHECKS: dict[str, Callable[[pa.Table, NDArray[np.int64]], Iterator[tuple[str, NDArray[np.bool_]]]]] = {
     "images": _images,
     "labels": _labels,
     "faces": _faces,
     "crops": _crops,
     "embeddings": _embeddings,
+    "duplicates": _duplicates,
+    "neighbors": _neighbors,
 }
 
 
