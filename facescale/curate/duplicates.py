@@ -44,8 +44,6 @@ REVISION = 1
 EXACT, NEAR = "exact", "near"
 NO_DISTANCE = -1
 HASH_BYTES = 32
-BYTES_PER_IMAGE = 400
-"""Memory that find_copies needs at its peak, its input included: measured, rounded up."""
 
 _BLOCK = 1024  # B² pairs at most are held at once: 20 MB, however many copies of one image there are
 _EVEN_SEED = 0
@@ -105,6 +103,9 @@ def find_copies(images: ImageHashes, *, max_distance: int, threads: int = 1) -> 
         images: all images of a lake.
         max_distance: bits of PDQ up to which images are near-duplicates.
         threads: of FAISS.
+
+    Notes:
+        Memory: 20 MB, and 260 bytes an image, input and FAISS included (226 and 32, at 100,000 images).
 
     Returns:
         A row per copy. The result does not depend on the order of parts or on the number of threads.

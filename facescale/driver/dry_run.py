@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from facescale.config.job import NEEDS_SOURCE
+from facescale.curate.calibration import require_calibration
+from facescale.driver.clean import clean_settings, find_inputs
+from facescale.driver.dedup import plan_dedup
 from facescale.driver.embed import embedding_version
 from facescale.driver.extract import import_plugins, other_settings, plan_extract, plan_report
 from facescale.driver.index import index_settings
 from facescale.driver.label import label_spec, label_version
+from facescale.driver.neighbors import is_calibrated, plan_neighbors
 from facescale.errors import MismatchError, UsageError
 from facescale.index.build import plan_index
 from facescale.index.manifest import read_manifest
 from facescale.index.plan import choose
+from facescale.lake.fingerprint import parts_digest
 from facescale.lake.lake import Lake
 from facescale.lake.lake_file import refuse_foreign_files
 from facescale.lake.parts import list_done
@@ -37,6 +42,9 @@ IMAGE_BYTES = 160
 FACE_BYTES = 90
 CROP_BYTES = 9_000
 LABEL_BYTES = 20
+COPY_BYTES = 3  # a row is some 50 bytes, and one image in twenty a copy
+NEIGHBOR_BYTES = 7  # id and similarity, compressed
+DECISION_BYTES = 30
 
 
 @dataclass
@@ -79,6 +87,12 @@ def plan_job(job: str, config: JobConfig) -> DryRun:
         _plan_extract(lake, config, plan)
     elif job == "embed":
         _plan_embed(lake, config, plan)
+    if job in ("run", "dedup"):
+        _plan_dedup(lake, config, plan)
+    if job == "neighbors" or (job == "run" and is_calibrated(config.neighbors.embedder, lake)):
+        _plan_neighbors(lake, config, plan)
+    if job == "clean" or (job == "run" and _will_clean(lake, config)):
+        _plan_clean(lake, config, plan)
     if job in ("run", "index"):
         _plan_index(lake, config, plan)
     return plan
@@ -125,6 +139,73 @@ def _plan_embed(lake: Lake, config: JobConfig, plan: DryRun) -> None:
     size = _faces(lake, plan.images) * (2 * dim + 12)
     left = len(wanted) - len(done)
     plan.stages.append(PlannedStage("embed", ["embeddings"], left, len(done), size, config.extract.embedder))
+
+
+def _plan_dedup(lake: Lake, config: JobConfig, plan: DryRun) -> None:
+    done = 0
+    if not _something_before(plan):
+        images = lake.current("images")
+        if images is None:
+            raise UsageError(
+                f"{lake.uri} has no finished images yet: run `facescale extract SRC {lake.uri}` first"
+            )
+        _, _, version = plan_dedup(lake, config.dedup, images, list_done(lake.store, images))
+        done = len(list_done(lake.store, version))
+    note = f"PDQ up to {config.dedup.max_distance} bits"
+    _add_whole(lake, plan, "dedup", "duplicates", done, plan.images * COPY_BYTES, note)
+
+
+def _plan_neighbors(lake: Lake, config: JobConfig, plan: DryRun) -> None:
+    done = 0
+    if not _something_before(plan):
+        done = len(plan_neighbors(lake, config.neighbors).done)
+    size = _faces(lake, plan.images) * config.neighbors.k * NEIGHBOR_BYTES
+    note = f"{config.neighbors.k} of each face, {config.neighbors.embedder}"
+    _add_whole(lake, plan, "neighbors", "neighbors", done, size, note)
+
+
+def _will_clean(lake: Lake, config: JobConfig) -> bool:
+    labeled = config.labels.source is not None or lake.current("labels") is not None
+    return labeled and is_calibrated(config.clean.embedder, lake)
+
+
+def _plan_clean(lake: Lake, config: JobConfig, plan: DryRun) -> None:
+    done = 0
+    if not _something_before(plan):
+        inputs = find_inputs(lake, config.clean)
+        settings = clean_settings(config.clean, require_calibration(config.clean.embedder, lake))
+        done = _done_of_current(lake, "decisions", config.clean.embedder, settings, inputs.fingerprints())
+    size = _faces(lake, plan.images) * DECISION_BYTES
+    note = f"{config.clean.method}, {config.clean.embedder}"
+    _add_whole(lake, plan, "clean", "decisions", done, size, note)
+
+
+def _done_of_current(
+    lake: Lake, table: str, model: str, settings: dict[str, Any], inputs: dict[str, str]
+) -> int:
+    """Parts of a table's current version, if it is what these settings make of what there is now; else 0."""
+    version, images = lake.current(table, model), lake.current("images")
+    described = (lake.describe_version(version) if version else None) or {}
+    made_with = described.get("settings", {})
+    if version is None or images is None or described.get("inputs") != inputs:
+        return 0
+    settings = settings | {"parts": parts_digest(list_done(lake.store, images).pairs())}
+    same = all(made_with.get(name) == value for name, value in settings.items())
+    return len(list_done(lake.store, version)) if same else 0
+
+
+def _something_before(plan: DryRun) -> bool:
+    """Whether an earlier stage of the job has work: then a stage that needs everything has all of its own to do."""
+    return any(stage.parts > 0 for stage in plan.stages)
+
+
+def _add_whole(lake: Lake, plan: DryRun, stage: str, table: str, done: int, size: int, note: str) -> None:
+    """A stage with a part for each part of images."""
+    images = lake.current("images")
+    extract = [(entry.parts, entry.parts_done) for entry in plan.stages if entry.stage == "extract"]
+    total = sum(extract[0]) if extract else len(list_done(lake.store, images)) if images else 0
+    left = total - done
+    plan.stages.append(PlannedStage(stage, [table], left, done, size if left else 0, note))
 
 
 def _plan_index(lake: Lake, config: JobConfig, plan: DryRun) -> None:

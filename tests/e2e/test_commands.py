@@ -27,6 +27,7 @@ MODEL = "dlib_resnet"
 NUM_IMAGES, NUM_FACES = 6, 6
 LABELS = {"ann": 2, "bob": 3, "cat": 1}
 TABLES = ("images", "faces", "crops", "embeddings")
+STAGES = ("extract", "label", "dedup", "neighbors", "clean", "index")  # of a run with labels, in order
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def test_a_terminal_shows_a_bar_and_a_summary(crawl: Crawl) -> None:
     assert "━" in crawl.screen and "\x1b[" in crawl.screen
     assert re.search(rf"extract.*{NUM_IMAGES}/{NUM_IMAGES}.* images/s, .* faces/s", crawl.screen)
     assert "left" in crawl.screen
-    for stage in ("extract", "label", "index"):
+    for stage in STAGES:
         assert re.search(rf"^\s+{stage} ", crawl.screen, re.MULTILINE), stage
     assert f"{NUM_FACES} faces, {NUM_IMAGES} images" in crawl.screen
     assert "Flat (" in crawl.screen and "recall@10 1.0000" in crawl.screen
@@ -115,7 +116,7 @@ def test_running_again_does_nothing_and_adds_up(crawl: Crawl, no_ray: None) -> N
     summary = answer.json
     assert (summary["job"], summary["lake"], summary["exit_code"]) == ("run", str(crawl.lake), 0)
     stages = {stage["stage"]: stage for stage in summary["stages"]}
-    assert list(stages) == ["extract", "label", "index"]
+    assert tuple(stages) == STAGES
     assert all((stage["parts_run"], stage["parts_kept"]) == (0, 1) for stage in stages.values())
     counters = stages["extract"]["counters"]
     statuses = {name: n for name, n in counters.items() if name.startswith("status.")}
@@ -136,7 +137,8 @@ def test_dry_run_writes_nothing(crawl: Crawl, tmp_path: Path) -> None:
     assert (plan["job"], plan["images"]) == ("run", NUM_IMAGES)
     stages = {stage["stage"]: stage for stage in plan["stages"]}
     assert stages["extract"]["tables"] == ["images", "faces", "crops", "embeddings"]
-    assert [stages[name]["tables"] for name in ("label", "index")] == [["labels"], ["index"]]
+    written = ["labels", "duplicates", "neighbors", "decisions", "index"]
+    assert [stages[name]["tables"] for name in STAGES[1:]] == [[table] for table in written]
     assert all((stage["parts"], stage["parts_done"]) == (1, 0) for stage in stages.values())
     made = {table: sum(f.stat().st_size for f in (crawl.lake / table).rglob("*.parquet")) for table in TABLES}
     # An estimate for crawls: of so few rows most bytes are the files' own frame.
@@ -162,15 +164,13 @@ def test_dry_run_of_what_is_done_and_of_what_came_in(crawl: Crawl, tmp_path: Pat
     flags = ("--labels", "folder", "--min-face-px", "80", "--json", "--dry-run")
     before = files_of(crawl.lake)
     plan = facescale("run", crawl.source, crawl.lake, *flags).json
-    assert {stage["stage"]: (stage["parts"], stage["parts_done"]) for stage in plan["stages"]} == {
-        "extract": (0, 1),
-        "label": (0, 1),
-        "index": (0, 1),
-    }
-    assert [stage["bytes"] for stage in plan["stages"]] == [0, 0, 0]
+    found = {stage["stage"]: (stage["parts"], stage["parts_done"], stage["bytes"]) for stage in plan["stages"]}
+    assert found == dict.fromkeys(STAGES, (0, 1, 0))
     plan = facescale("run", source, crawl.lake, *flags).json  # another folder: its files are new
     assert plan["images"] == 2 * NUM_IMAGES
-    assert [(stage["parts"], stage["parts_done"]) for stage in plan["stages"]][:2] == [(1, 1), (1, 1)]
+    found = {stage["stage"]: (stage["parts"], stage["parts_done"]) for stage in plan["stages"]}
+    assert found["extract"] == found["label"] == (1, 1)
+    assert found["dedup"] == found["neighbors"] == found["clean"] == (2, 0)  # they need everything
     plan = facescale("extract", crawl.source, crawl.lake, "--min-face-px", "100", *flags[4:]).json
     assert any("min_face_px 80 → 100" in remark for remark in plan["remarks"])
     assert files_of(crawl.lake) == before
