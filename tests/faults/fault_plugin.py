@@ -10,7 +10,7 @@ exclusively; the marker holds the process id.
   with exactly these files in place.
 - full: the file is written, and then the disk has no room to sync it.
 
-In the driver it also has the index's workers import it (they import no plug-ins by themselves).
+In the driver it also has the workers of index and neighbors import it (they import no plug-ins by themselves).
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import facescale.driver.index
+import facescale.driver.neighbors
+from facescale.curate.neighbors import NeighborsStage
 from facescale.index.stages import IndexStage, TrainStage
 from facescale.lake.local_storage import LocalBatch
 
@@ -35,6 +37,10 @@ class PluggedIndexStage(IndexStage):
 
 
 class PluggedTrainStage(TrainStage):
+    """As PluggedIndexStage."""
+
+
+class PluggedNeighborsStage(NeighborsStage):
     """As PluggedIndexStage."""
 
 
@@ -89,6 +95,7 @@ def _without_room(sync: Any) -> Any:
 if FAULT and __name__ != "__main__":
     facescale.driver.index.IndexStage = PluggedIndexStage
     facescale.driver.index.TrainStage = PluggedTrainStage
+    facescale.driver.neighbors.NeighborsStage = PluggedNeighborsStage
     if FAULT["do"] == "pause":
         os.replace, os.link = _pausing(os.replace), _pausing(os.link)
     else:
