@@ -79,7 +79,8 @@ class NeighborsStage:
     """Lists of similar faces, exactly.
 
     The faces compared with are held on the device when they fit the memory budget, and else read block by block for
-    each part; both give the same lists. A part of Q faces costs 2 · Q · N · D operations.
+    each part; both give the same lists. Held, a face takes 4 · D + 8 bytes. A part of Q faces costs 2 · Q · N · D
+    operations, which is many for each number read once Q is some hundreds.
 
     Args:
         settings: see there.

@@ -15,13 +15,15 @@ from facescale import pipeline
 from facescale.config.job import JobConfig
 from facescale.curate import calibration as calibrations
 from facescale.curate.duplicates import representatives
+from facescale.curate.neighbors import NeighborsInputs, NeighborsSettings, NeighborsStage
 from facescale.driver import dry_run
-from facescale.errors import UsageError
+from facescale.errors import InfrastructureError, UsageError
 from facescale.lake.ids import image_id_of, make_face_id, make_image_id
 from facescale.lake.lake import Lake
 from facescale.lake.parts import PartKey, TableVersion, commit_part
 from facescale.lake.scan import scan
 from facescale.lake.schema import table_schema
+from facescale.lake.stage import Guard
 from facescale.lake.verify import verify
 
 pytest.importorskip("faiss")
@@ -179,6 +181,20 @@ def test_faces_below_the_gate_are_in_nobodys_list(lake: Lake, monkeypatch: pytes
     present = set(np.concatenate(table["neighbor_ids"].to_pylist()).astype(int).tolist())
     unmeasured = np.arange(COUNT) % (PART * PER_IMAGE) == 0
     assert present == set(face_ids()[(quality >= 0.5) | unmeasured].tolist())
+
+
+def test_a_part_that_kills_its_workers_is_not_given_up_silently(lake: Lake) -> None:
+    inputs = NeighborsInputs(VECTORS, FACES, ((0, 0), (0, 32)), np.empty(0, np.int64))
+    stage = NeighborsStage(
+        NeighborsSettings(3, 0.9, None), inputs, lake.store, TableVersion("neighbors", "5" * 12, MODEL)
+    )
+    stage.open()
+    part = PartKey(0, 32, 32)
+    with pytest.raises(InfrastructureError, match="killed its workers .signal 9.; most likely memory"):
+        stage.process(part, Guard(poison=frozenset({40}), reasons={40: "signal 9"}))
+    noted: list[int] = []
+    result = stage.process(part, Guard(note=noted.append))
+    assert noted == [64] and result.counters["faces"] == 64
 
 
 def test_new_images_make_both_stale(lake: Lake) -> None:
