@@ -190,7 +190,7 @@ def test_a_part_that_kills_its_workers_is_not_given_up_silently(lake: Lake) -> N
     )
     stage.open()
     part = PartKey(0, 32, 32)
-    with pytest.raises(InfrastructureError, match="killed its workers .signal 9.; most likely memory"):
+    with pytest.raises(InfrastructureError, match=r"killed its workers .signal 9.; most likely memory"):
         stage.process(part, Guard(poison=frozenset({40}), reasons={40: "signal 9"}))
     noted: list[int] = []
     result = stage.process(part, Guard(note=noted.append))
