@@ -164,7 +164,9 @@ def test_dry_run_of_what_is_done_and_of_what_came_in(crawl: Crawl, tmp_path: Pat
     flags = ("--labels", "folder", "--min-face-px", "80", "--json", "--dry-run")
     before = files_of(crawl.lake)
     plan = facescale("run", crawl.source, crawl.lake, *flags).json
-    found = {stage["stage"]: (stage["parts"], stage["parts_done"], stage["bytes"]) for stage in plan["stages"]}
+    found = {
+        stage["stage"]: (stage["parts"], stage["parts_done"], stage["bytes"]) for stage in plan["stages"]
+    }
     assert found == dict.fromkeys(STAGES, (0, 1, 0))
     plan = facescale("run", source, crawl.lake, *flags).json  # another folder: its files are new
     assert plan["images"] == 2 * NUM_IMAGES
