@@ -55,6 +55,7 @@ def calibrate(
     fold: Fold = "0",
     device: Device = None,
     plugin: Plugin = None,
+    note: Annotated[str, typer.Option(help="What the photographs are, for the file's evidence.")] = "",
     json_output: JsonFlag = False,
     verbose: Verbose = False,
 ) -> None:
@@ -77,6 +78,7 @@ def calibrate(
         fold=_fold(fold),
         device=device or CalibrateSettings.device,
         plugins=tuple(plugin or ()),
+        note=note,
     )
     out, reporter = console.make_console(json_output=json_output)
     result = run_calibrate(lake, settings, reporter)

@@ -303,11 +303,11 @@ def _realized(
             {
                 "nominal": rate,
                 "similarity": round(threshold, 5),
-                "realized": float(shares[0]),
-                "low": min(low, float(boot[0])),
-                "high": max(high, float(boot[1])),
+                "realized": _digits(shares[0]),
+                "low": _digits(min(low, boot[0])),
+                "high": _digits(max(high, boot[1])),
                 "impostors": int(total[0]),
-                "genuine_share": float((genuine >= threshold).mean()) if len(genuine) else 0.0,
+                "genuine_share": _digits((genuine >= threshold).mean()) if len(genuine) else 0.0,
                 "decades_beyond": round(curve.decades_beyond(rate), 2),
             }
         )
@@ -322,6 +322,11 @@ def wilson(hits: float, total: float) -> tuple[float, float]:
     middle = (share + square / (2 * total)) / (1 + square / total)
     half = _Z95 / (1 + square / total) * np.sqrt(share * (1 - share) / total + square / (4 * total**2))
     return max(0.0, float(middle - half)), min(1.0, float(middle + half))
+
+
+def _digits(value: float) -> float:
+    """Four digits, enough for a reader."""
+    return float(f"{value:.4g}")
 
 
 def _sums(emb_ND: NDArray[Any], codes: NDArray[np.int64]) -> NDArray[np.float64]:

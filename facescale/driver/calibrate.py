@@ -51,6 +51,7 @@ class CalibrateSettings:
         fold: fit on the identities of this fold and check on the other's; None fits on all, without a check.
         device: "auto", "cpu" or "cuda".
         plugins: modules that register further models.
+        note: what the photographs are, for the evidence; empty for none.
     """
 
     embedder: str = "dlib_resnet"
@@ -58,6 +59,7 @@ class CalibrateSettings:
     fold: int | None = 0
     device: str = "auto"
     plugins: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass
@@ -104,6 +106,7 @@ def run_calibrate(lake_uri: str, settings: CalibrateSettings, reporter: Reporter
         "made": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "by": f"facescale {facescale.__version__}",
         "command": _command(settings),
+        **({"data": settings.note} if settings.note else {}),
         "faces": "of each labeled image the one nearest its center",
         "fold": "all" if settings.fold is None else settings.fold,
         "left_out": left_out,
