@@ -73,7 +73,7 @@ def _pausing(give_name: Any) -> Any:
 def _filling(reserve: Any) -> Any:
     def full(batch: LocalBatch, path: str) -> Path:
         staged: Path = reserve(batch, path)
-        if _is_due(path):
+        if _is_due(str(batch.root / path)):
             _full_files.add(str(staged))
         return staged
 

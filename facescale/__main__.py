@@ -1,0 +1,5 @@
+"""`python -m facescale` is the `facescale` command, also where its script is not on the PATH."""
+
+from facescale.cli import main
+
+main()
