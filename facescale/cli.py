@@ -52,6 +52,8 @@ from facescale.cli_options import (
     set_up_logging,
 )
 from facescale.cli_tools import register
+from facescale.config.flags import everywhere
+from facescale.config.flags import job_overrides as _overrides
 from facescale.errors import EXIT_DONE, EXIT_FAILED, EXIT_INCOMPLETE, EXIT_INTERRUPTED, FacescaleError
 
 if TYPE_CHECKING:
@@ -103,7 +105,7 @@ def run(
 ) -> None:
     """Run every stage, in order: extract, labels, dedup, neighbors, clean, index. Running it again resumes it."""
     overrides = _overrides(locals()) | {
-        **{f"{section}.embedder": embedder for section in ("neighbors", "clean", "index")},
+        **everywhere("embedder", embedder),
         "index.backend": backend,
         "index.recall": recall,
         "index.memory_gib": memory_gib,
@@ -247,33 +249,6 @@ def index(
         "extract.plugins": tuple(plugin) if plugin else None,
     }
     _job("index", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
-
-
-_PATHS = {
-    "extract": (
-        "detector landmarker embedder min_face_px precision part_rows max_bytes max_pixels decode_threads"
-    ),
-    "engine": "workers threads device gpus_per_worker address",
-}
-
-
-def _overrides(flags: dict[str, Any]) -> dict[str, Any]:
-    """Flags of a job command → dotted configuration paths."""
-    values = {
-        f"{section}.{name}": flags[name]
-        for section, names in _PATHS.items()
-        for name in names.split()
-        if name in flags
-    }
-    for name in ("src", "lake", "max_failures"):
-        values[name] = flags.get(name)
-    for name in ("accept_changes", "retry_failed"):
-        values[name] = flags.get(name) or None
-    values["extract.plugins"] = tuple(flags["plugin"]) if flags.get("plugin") else None
-    values["labels.source"] = flags.get("labels")
-    values["labels.column"] = flags.get("label_column")
-    values["labels.path_column"] = flags.get("path_column")
-    return values
 
 
 def _job(

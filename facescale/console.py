@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from facescale.driver.demo import DemoResult
     from facescale.driver.dry_run import DryRun
     from facescale.driver.lake_info import LakeInfo
-    from facescale.driver.search import SearchResult
+    from facescale.driver.searcher import SearchResult
     from facescale.engine.worker import PartDone
 
 _PLAIN_EVERY_S = 5.0

@@ -1,6 +1,6 @@
 """Read a job's configuration: a YAML file, then flags on top; every complaint names the field and what is allowed.
 
-`load_config` is called by the command line and by jobs/; library users construct the models directly.
+`load_config` is called by the command line, by jobs/ and by the Python API.
 """
 
 from __future__ import annotations
@@ -19,19 +19,26 @@ if TYPE_CHECKING:
 C = TypeVar("C", bound=Config)
 
 
-def load_config(model: type[C], *, file: str | None = None, overrides: Mapping[str, Any] | None = None) -> C:
+def load_config(
+    model: type[C],
+    *,
+    file: str | None = None,
+    base: C | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> C:
     """Build a configuration.
 
     Args:
         model: the pydantic model to fill.
         file: YAML file whose sections are the model's parts.
+        base: a configuration to start from, in place of a file.
         overrides: dotted path → value, e.g. {"engine.workers": 2}; None values are left out; strings are parsed
             by the model.
 
     Raises:
         UsageError: the file cannot be read, a key is unknown, or a value is not allowed.
     """
-    values = _read_yaml(file) if file else {}
+    values = _read_yaml(file) if file else {} if base is None else base.model_dump(exclude_unset=True)
     for path, value in (overrides or {}).items():
         if value is not None:
             _set(values, path.split("."), value)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from facescale.errors import CorruptError, UsageError
 from facescale.lake.lake_file import LAKE_FILE, creator, read_current, refuse_foreign_files, write_current
@@ -80,20 +81,20 @@ class Lake:
         return self.store.uri
 
     @classmethod
-    def create(cls, uri: str) -> Lake:
+    def create(cls, uri: str | os.PathLike[str]) -> Self:
         """Make an empty lake.
 
         Raises:
             UsageError: a lake is there already, or the folder holds files that are none of a lake's.
         """
-        lake = cls(Store(uri))
+        lake = cls(Store(os.fspath(uri)))
         refuse_foreign_files(lake.store)
         if not write_current(lake.store, {}, if_absent=True):
             raise UsageError(f"{lake.uri} is a lake already; open it, or choose another place")
         return lake
 
     @classmethod
-    def open(cls, uri: str) -> Lake:
+    def open(cls, uri: str | os.PathLike[str]) -> Self:
         """Open a lake and check its format version.
 
         Raises:
@@ -101,12 +102,12 @@ class Lake:
             MismatchError: another format version wrote it.
             CorruptError: lake.yaml cannot be read.
         """
-        lake = cls(Store(uri))
+        lake = cls(Store(os.fspath(uri)))
         read_current(lake.store)
         return lake
 
     @classmethod
-    def open_or_create(cls, uri: str) -> Lake:
+    def open_or_create(cls, uri: str | os.PathLike[str]) -> Self:
         """Open the lake at a URI, or make it.
 
         Raises:
@@ -114,7 +115,7 @@ class Lake:
             MismatchError: another format version wrote it.
             CorruptError: lake.yaml cannot be read.
         """
-        lake = cls(Store(uri))
+        lake = cls(Store(os.fspath(uri)))
         if not lake.store.exists(LAKE_FILE):
             refuse_foreign_files(lake.store)
             # Losing this race to another process is fine: then its file is read.

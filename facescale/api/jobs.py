@@ -1,0 +1,341 @@
+"""The jobs as functions: keywords or a configuration in, a JobSummary out; the same work as the commands do.
+
+A keyword means what the flag of its name means (docs/configuration.md has all settings, also those without a flag,
+which `config` takes); None is not given. Offered as facescale.run and so on. `facescale index` is build_index here:
+facescale.index is a package.
+
+Every function raises errors of facescale.errors: UsageError for a wrong setting or a lake that lacks what the job
+reads, MismatchError, CorruptError, DataError, DiskFullError, TransientError, InfrastructureError as drawn there. A bad
+image raises nothing: it has a status in the table images. A job that could not finish, or in which too many images
+failed, returns: look at `exit_code` of the summary (0 done, 3 too many failures, 4 run it again).
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from facescale import pipeline
+from facescale.config.flags import everywhere, job_overrides
+from facescale.config.job import JobConfig
+from facescale.config.load import load_config
+from facescale.lake.lake import Lake as AnyLake
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from facescale.driver.context import JobSummary, Reporter
+
+    PathLike = str | os.PathLike[str]
+    LakeLike = PathLike | AnyLake
+
+
+def run(
+    src: PathLike | None = None,
+    lake: LakeLike | None = None,
+    *,
+    labels: PathLike | None = None,
+    label_column: str | None = None,
+    path_column: str | None = None,
+    detector: str | None = None,
+    landmarker: str | None = None,
+    embedder: str | None = None,
+    min_face_px: int | None = None,
+    precision: str | None = None,
+    part_rows: int | None = None,
+    max_failures: float | None = None,
+    accept_changes: bool = False,
+    retry_failed: bool = False,
+    backend: str | None = None,
+    recall: float | None = None,
+    memory_gib: float | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    gpus_per_worker: float | None = None,
+    address: str | None = None,
+    plugins: Sequence[str] | None = None,
+    config: JobConfig | PathLike | None = None,
+    reporter: Reporter | None = None,
+) -> JobSummary:
+    """Run every stage in order; calling it again resumes it.
+
+    Examples:
+        >>> summary = facescale.run("photos", "new.lake", labels="folder", min_face_px=80, workers=0)
+        >>> summary.exit_code, summary.stage("extract").counters["faces"]
+        (0, 6)
+
+    Args:
+        src: photographs: a folder, a tar, a Parquet file, or a folder or URL of those.
+        lake: the lake, made where there is none.
+        labels: "folder", or a CSV or Parquet file keyed by path; None for no labels.
+        label_column: column of the labels file that holds the label.
+        path_column: column of the labels file that holds the path.
+        detector: registry name of the face detector.
+        landmarker: registry name of the landmark model.
+        embedder: registry name of the embedder, for every stage.
+        min_face_px: side of the smallest face to look for.
+        precision: "auto", "fp32", "bf16" or "fp16".
+        part_rows: rows of a part for new input, a power of two.
+        max_failures: share of failed images above which the exit code is 3.
+        accept_changes: let changed and vanished input supersede the old rows.
+        retry_failed: rerun parts that hold images with a transient status.
+        backend: of the index, "faiss" or "hnswlib".
+        recall: wanted of the index, 0 to 1.
+        memory_gib: what the index may take when it is searched.
+        workers: processes; 0 runs in this process without Ray.
+        threads: in each worker.
+        device: "auto", "cpu" or "cuda".
+        gpus_per_worker: share of a GPU for each worker.
+        address: Ray cluster to join; else RAY_ADDRESS, else Ray starts here.
+        plugins: Python modules that register further models.
+        config: all other settings: a JobConfig or a YAML file; keywords override it.
+        reporter: where progress goes; None is silent.
+
+    Raises:
+        UsageError: there is no source, or a setting is wrong; nothing was started.
+        FacescaleError: the job could not be done; see the module.
+    """
+    overrides = {
+        **everywhere("embedder", embedder),
+        "index.backend": backend,
+        "index.recall": recall,
+        "index.memory_gib": memory_gib,
+    }
+    return _job("run", locals(), overrides)
+
+
+def extract(
+    src: PathLike | None = None,
+    lake: LakeLike | None = None,
+    *,
+    labels: PathLike | None = None,
+    label_column: str | None = None,
+    path_column: str | None = None,
+    detector: str | None = None,
+    landmarker: str | None = None,
+    embedder: str | None = None,
+    min_face_px: int | None = None,
+    precision: str | None = None,
+    part_rows: int | None = None,
+    max_failures: float | None = None,
+    accept_changes: bool = False,
+    retry_failed: bool = False,
+    workers: int | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    gpus_per_worker: float | None = None,
+    address: str | None = None,
+    plugins: Sequence[str] | None = None,
+    config: JobConfig | PathLike | None = None,
+    reporter: Reporter | None = None,
+) -> JobSummary:
+    """Read images, detect, align and embed their faces: images, faces, crops, embeddings, and labels where asked for.
+
+    The keywords are those of `run`.
+
+    Raises:
+        UsageError: there is no source, or a setting is wrong; nothing was started.
+        FacescaleError: the job could not be done; see the module.
+    """
+    return _job("extract", locals())
+
+
+def embed(
+    lake: LakeLike | None = None,
+    *,
+    embedder: str | None = None,
+    precision: str | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    gpus_per_worker: float | None = None,
+    address: str | None = None,
+    plugins: Sequence[str] | None = None,
+    config: JobConfig | PathLike | None = None,
+    reporter: Reporter | None = None,
+) -> JobSummary:
+    """Embed the stored crops with another model; nothing is detected again. The keywords are those of `run`.
+
+    Raises:
+        UsageError: the lake has no crops, or a setting is wrong.
+        MismatchError: the embedder needs landmarks of another scheme.
+        FacescaleError: the job could not be done; see the module.
+    """
+    return _job("embed", locals())
+
+
+def dedup(
+    lake: LakeLike | None = None,
+    *,
+    max_distance: int | None = None,
+    threads: int | None = None,
+    config: JobConfig | PathLike | None = None,
+    reporter: Reporter | None = None,
+) -> JobSummary:
+    """Find identical and nearly identical images; the best of each group is kept. Writes duplicates.
+
+    Examples:
+        >>> facescale.dedup("photos.lake").stage("dedup").counters["copies"]
+        1
+
+    Args:
+        lake: the lake.
+        max_distance: bits of the PDQ hashes up to which images are copies, 0 to 31.
+        threads: of the search for near-duplicates.
+        config: all other settings: a JobConfig or a YAML file; keywords override it.
+        reporter: where progress goes; None is silent.
+
+    Raises:
+        UsageError: the lake has no finished images, or a setting is wrong.
+        FacescaleError: the job could not be done; see the module.
+    """
+    return _job("dedup", locals(), {"dedup.max_distance": max_distance})
+
+
+def neighbors(
+    lake: LakeLike | None = None,
+    *,
+    embedder: str | None = None,
+    k: int | None = None,
+    memory_gib: float | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+    gpus_per_worker: float | None = None,
+    address: str | None = None,
+    plugins: Sequence[str] | None = None,
+    config: JobConfig | PathLike | None = None,
+    reporter: Reporter | None = None,
+) -> JobSummary:
+    """List the most similar faces of every face, exactly; copies of images are left out. Writes neighbors.
+
+    Examples:
+        >>> summary = facescale.neighbors("photos.lake", k=3, workers=0)
+        >>> summary.stage("neighbors").parts_run
+        1
+
+    Args:
+        lake: the lake.
+        embedder: whose embeddings; it must be calibrated.
+        k: neighbors kept for each face.
+        memory_gib: memory of each worker for the faces compared with; more are read block by block.
+        workers: as the others below, see `run`.
+        threads: in each worker.
+        device: "auto", "cpu" or "cuda".
+        gpus_per_worker: share of a GPU for each worker.
+        address: Ray cluster to join.
+        plugins: Python modules that register further models.
+        config: all other settings: a JobConfig or a YAML file; keywords override it.
+        reporter: where progress goes; None is silent.
+
+    Raises:
+        UsageError: the lake has no finished embeddings, the embedder is not calibrated, or a setting is wrong.
+        FacescaleError: the job could not be done; see the module.
+    """
+    overrides = {"neighbors.embedder": embedder, "neighbors.k": k, "neighbors.memory_gib": memory_gib}
+    return _job("neighbors", locals(), overrides)
+
+
+def clean(
+    lake: LakeLike | None = None,
+    *,
+    embedder: str | None = None,
+    method: str | None = None,
+    config: JobConfig | PathLike | None = None,
+    reporter: Reporter | None = None,
+) -> JobSummary:
+    """Decide whose name each label is and which faces it keeps, and write down why. Writes decisions.
+
+    Examples:
+        >>> summary = facescale.clean("photos.lake")
+        >>> summary.stage("clean").counters["verdict.keep"]
+        5
+
+    Args:
+        lake: the lake; it must have labels.
+        embedder: whose embeddings; it must be calibrated.
+        method: how, see `clean.method` in docs/configuration.md.
+        config: all other settings: a JobConfig or a YAML file; keywords override it.
+        reporter: where progress goes; None is silent.
+
+    Raises:
+        UsageError: the lake has no labels or embeddings, the embedder is not calibrated, or a setting is wrong.
+        FacescaleError: the job could not be done; see the module.
+    """
+    return _job("clean", locals(), {"clean.embedder": embedder, "clean.method": method})
+
+
+def build_index(
+    lake: LakeLike | None = None,
+    *,
+    embedder: str | None = None,
+    backend: str | None = None,
+    recall: float | None = None,
+    memory_gib: float | None = None,
+    workers: int | None = None,
+    threads: int | None = None,
+    address: str | None = None,
+    plugins: Sequence[str] | None = None,
+    config: JobConfig | PathLike | None = None,
+    reporter: Reporter | None = None,
+) -> JobSummary:
+    """Build the index over one embedder's faces, and measure its recall: the job `index`.
+
+    Examples:
+        >>> facescale.build_index("photos.lake", backend="hnswlib", workers=0).exit_code
+        0
+
+    Args:
+        lake: the lake.
+        embedder: whose embeddings.
+        backend: "faiss" or "hnswlib".
+        recall: wanted share of the true ten nearest neighbors, 0 to 1.
+        memory_gib: what the index may take when it is searched.
+        workers: as the others below, see `run`.
+        threads: in each worker.
+        address: Ray cluster to join.
+        plugins: Python modules that register further models.
+        config: all other settings: a JobConfig or a YAML file; keywords override it.
+        reporter: where progress goes; None is silent.
+
+    Raises:
+        UsageError: the lake has no finished embeddings, or a setting is wrong.
+        MissingExtraError: the library is not installed.
+        FacescaleError: the job could not be done; see the module.
+    """
+    overrides = {
+        "index.embedder": embedder,
+        "index.backend": backend,
+        "index.recall": recall,
+        "index.memory_gib": memory_gib,
+    }
+    return _job("index", locals(), overrides)
+
+
+def lake_uri(lake: LakeLike) -> str:
+    """URI of a lake that is given by path, URI, or as a Lake."""
+    return lake.uri if isinstance(lake, AnyLake) else os.fspath(lake)
+
+
+def _job(job: str, given: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> JobSummary:
+    """Run a job.
+
+    Args:
+        job: a key of pipeline.JOBS.
+        given: the arguments of its function, by name.
+        own: settings that only this job has, by dotted path.
+    """
+    flags = dict(given)
+    for name in ("src", "labels"):
+        if flags.get(name) is not None:
+            flags[name] = os.fspath(flags[name])
+    if flags["lake"] is not None:
+        flags["lake"] = lake_uri(flags["lake"])
+    overrides = {**job_overrides(flags), **(own or {})}
+    config = flags["config"]
+    if config is None or isinstance(config, JobConfig):
+        settings = load_config(JobConfig, base=config, overrides=overrides)
+    else:
+        settings = load_config(JobConfig, file=os.fspath(config), overrides=overrides)
+    return pipeline.run_job(job, settings, flags["reporter"])
