@@ -61,9 +61,9 @@ def run(
     """Run every stage in order; calling it again resumes it.
 
     Examples:
-        >>> summary = facescale.run("photos", "new.lake", labels="folder", min_face_px=80, workers=0)
-        >>> summary.exit_code, summary.stage("extract").counters["faces"]
-        (0, 6)
+        >>> summary = facescale.run("crawl/images", "new.lake", labels="folder", min_face_px=80, workers=0)
+        >>> summary.exit_code, summary.stage("extract").counters["images"]
+        (0, 24)
 
     Args:
         src: photographs: a folder, a tar, a Parquet file, or a folder or URL of those.
@@ -176,8 +176,9 @@ def dedup(
     """Find identical and nearly identical images; the best of each group is kept. Writes duplicates.
 
     Examples:
-        >>> facescale.dedup("photos.lake").stage("dedup").counters["copies"]
-        1
+        >>> counters = facescale.dedup("crawl.lake", max_distance=0).stage("dedup").counters
+        >>> counters["exact"], counters["near"]
+        (1, 0)
 
     Args:
         lake: the lake.
@@ -211,9 +212,8 @@ def neighbors(
     """List the most similar faces of every face, exactly; copies of images are left out. Writes neighbors.
 
     Examples:
-        >>> summary = facescale.neighbors("photos.lake", k=3, workers=0)
-        >>> summary.stage("neighbors").parts_run
-        1
+        >>> facescale.neighbors("crawl.lake", k=10, workers=0).stage("neighbors").counters
+        {'faces': 16, 'saturated': 0}
 
     Args:
         lake: the lake.
@@ -248,9 +248,9 @@ def clean(
     """Decide whose name each label is and which faces it keeps, and write down why. Writes decisions.
 
     Examples:
-        >>> summary = facescale.clean("photos.lake")
-        >>> summary.stage("clean").counters["verdict.keep"]
-        5
+        >>> counters = facescale.clean("crawl.lake").stage("clean").counters
+        >>> counters["verdict.keep"], counters["verdict.relabel"], counters["verdict.drop"]
+        (16, 1, 1)
 
     Args:
         lake: the lake; it must have labels.
@@ -283,7 +283,7 @@ def build_index(
     """Build the index over one embedder's faces, and measure its recall: the job `index`.
 
     Examples:
-        >>> facescale.build_index("photos.lake", backend="hnswlib", workers=0).exit_code
+        >>> facescale.build_index("crawl.lake", backend="hnswlib", workers=0).exit_code
         0
 
     Args:

@@ -90,11 +90,11 @@ class Lake(lake_module.Lake):
     """A lake that exists; make one with `open`, `create` or `open_or_create`.
 
     Examples:
-        >>> lake = facescale.Lake.open("photos.lake")
+        >>> lake = facescale.Lake.open("crawl.lake")
         >>> lake.table("labels", ["label"])["label"].unique().to_pylist()
-        ['ann', 'bob']
+        ['id_0000', 'id_0001', 'id_0002']
         >>> lake.embeddings().vectors.shape
-        (6, 128)
+        (18, 128)
         >>> lake.verify().ok
         True
 
@@ -137,9 +137,9 @@ class Lake(lake_module.Lake):
         """Stream a table in bounded memory.
 
         Examples:
-            >>> lake = facescale.Lake.open("photos.lake")
+            >>> lake = facescale.Lake.open("crawl.lake")
             >>> sum(block.num_rows for block in lake.scan("faces", ["face_id"]))
-            6
+            18
 
         Args:
             table: its name.
@@ -173,7 +173,7 @@ class Lake(lake_module.Lake):
         """Rows of some faces or images; opens only the files that hold them.
 
         Examples:
-            >>> lake = facescale.Lake.open("photos.lake")
+            >>> lake = facescale.Lake.open("crawl.lake")
             >>> ids = lake.faces().face_id[:2]
             >>> lake.rows("crops", ids, ["width", "height"]).num_rows
             2

@@ -43,9 +43,9 @@ def search(
     """Search once; a program that searches often keeps a `facescale.Searcher`.
 
     Examples:
-        >>> found = facescale.search("photos.lake", ["photos/bob"], k=1, label="ann")
-        >>> found.queries, [hit.label for hit in found.rows()]
-        (2, ['ann', 'ann'])
+        >>> found = facescale.search("crawl.lake", ["crawl/images/id_0002"], k=1, label="id_0001")
+        >>> found.queries, {hit.label for hit in found.rows()}, len(found.problems)
+        (5, {'id_0001'}, 2)
 
     Args:
         lake: the lake.

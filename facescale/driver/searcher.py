@@ -106,10 +106,10 @@ class Searcher:
     It sees the lake as it was when it was opened: open another one after new faces were indexed. One thread at a time.
 
     Examples:
-        >>> with facescale.Searcher.open("photos.lake") as searcher:
-        ...     found = searcher.search_files(["photos/ann/0.png"], k=2)
-        >>> [(hit.rank, hit.label, round(hit.similarity, 2)) for hit in found.rows()]
-        [(1, 'ann', 1.0), (2, 'ann', 0.99)]
+        >>> with facescale.Searcher.open("crawl.lake") as searcher:
+        ...     found = searcher.search_files(["crawl/images/id_0001/img_00001.jpg"], k=3)
+        >>> [(hit.rank, hit.label, f"{hit.similarity:.2f}") for hit in found.rows()]
+        [(1, 'id_0001', '1.00'), (2, 'id_0001', '0.99'), (3, 'id_0001', '0.98')]
 
     Args:
         index: opened.
