@@ -15,7 +15,17 @@ PART = PartKey(0, 0, 20)
 
 
 def test_the_tables_of_this_release():
-    assert table_names() == ["crops", "embeddings", "faces", "images", "labels", "sources"]
+    assert table_names() == [
+        "crops",
+        "decisions",
+        "duplicates",
+        "embeddings",
+        "faces",
+        "images",
+        "labels",
+        "neighbors",
+        "sources",
+    ]
 
 
 @pytest.mark.parametrize("name", ["crops", "embeddings", "faces", "images", "labels", "sources"])
@@ -48,7 +58,7 @@ def test_embeddings_need_a_dimension():
 
 
 def test_unknown_table_names_the_known_ones():
-    with pytest.raises(DataError, match=r"no schema for table 'fases'; known tables: crops, embeddings"):
+    with pytest.raises(DataError, match=r"no schema for table 'fases'; known tables: crops, decisions"):
         table_schema("fases")
 
 
