@@ -36,6 +36,7 @@ from facescale.cli_options import (
     Landmarker,
     MaxDistance,
     MaxFailures,
+    MaxSize,
     MemoryGib,
     MinFace,
     NumNeighbors,
@@ -103,7 +104,10 @@ def run(
     json_output: JsonFlag = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run every stage, in order: extract, labels, dedup, neighbors, clean, index. Running it again resumes it."""
+    """Run every stage, in order; running it again resumes it.
+
+    The stages: extract, labels, dedup, neighbors, cluster, clean, index.
+    """
     overrides = _overrides(locals()) | {
         **everywhere("embedder", embedder),
         "index.backend": backend,
@@ -203,6 +207,21 @@ def neighbors(
         "neighbors.memory_gib": base_memory_gib,
     }
     _job("neighbors", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
+
+
+@app.command()
+def cluster(
+    lake: LakeArg,
+    embedder: Embedder = None,
+    config: ConfigFile = None,
+    max_size: MaxSize = None,
+    dry_run: DryRunFlag = False,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Find the faces that show one person, without labels; needs neighbors."""
+    overrides = _overrides(locals()) | {"cluster.embedder": embedder, "cluster.max_size": max_size}
+    _job("cluster", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
 
 
 @app.command()

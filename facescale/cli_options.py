@@ -41,6 +41,7 @@ NumNeighbors = Annotated[int | None, typer.Option("--k", "-k", help="Neighbors k
 BaseMemoryGib = Annotated[
     float | None, typer.Option("--memory-gib", help="Memory of each worker for the faces compared with, GiB.")
 ]
+MaxSize = Annotated[int | None, typer.Option(help="No cluster grows beyond so many faces.")]
 CleanMethod = Annotated[str | None, typer.Option(help="ownership or cast.")]
 Recall = Annotated[float | None, typer.Option(help="Wanted recall of the index, 0..1.")]
 MemoryGib = Annotated[float | None, typer.Option(help="Memory the index may take when searched, GiB.")]

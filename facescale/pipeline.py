@@ -1,6 +1,6 @@
 """READ FIRST: the stages in data order, the tables each reads and writes, and `run_job`, which every entry point calls.
 
-    SRC ─► plan ─► extract ─► dedup ─► neighbors ─► clean ─► index ─► search
+    SRC ─► plan ─► extract ─► dedup ─► neighbors ─► cluster ─► clean ─► index ─► search
             │        │  └─► embed (another model, from the stored crops)
          sources   images, faces, crops, embeddings            labels ◄─ label (claims on images)
 
@@ -57,6 +57,12 @@ STAGES = (
         "the most similar faces of every face, exactly",
     ),
     StageInfo(
+        "cluster",
+        ("neighbors", "embeddings", "faces", "duplicates"),
+        ("clusters",),
+        "faces of one person, found without labels",
+    ),
+    StageInfo(
         "clean",
         ("labels", "embeddings", "faces", "duplicates"),
         ("decisions",),
@@ -105,6 +111,12 @@ def _neighbors(context: JobContext) -> list[StageSummary]:
     return [run_neighbors(context)]
 
 
+def _cluster(context: JobContext) -> list[StageSummary]:
+    from facescale.driver.cluster import run_cluster
+
+    return [run_cluster(context)]
+
+
 def _clean(context: JobContext) -> list[StageSummary]:
     from facescale.driver.clean import run_clean
 
@@ -128,6 +140,8 @@ def _run(context: JobContext) -> list[StageSummary]:
     stages += _dedup(context)
     if is_calibrated(config.neighbors.embedder, lake):
         stages += _neighbors(context)
+        if not _left_over(stages) and config.cluster.embedder == config.neighbors.embedder:
+            stages += _cluster(context)
     else:
         stages[-1].notes.append(
             f"{config.neighbors.embedder} is not calibrated, so neighbors and what follows from them were not made: "
@@ -148,6 +162,7 @@ JOBS: Mapping[str, Callable[[JobContext], list[StageSummary]]] = {
     "embed": _embed,
     "dedup": _dedup,
     "neighbors": _neighbors,
+    "cluster": _cluster,
     "clean": _clean,
     "index": _index,
 }

@@ -10,8 +10,8 @@ from facescale.config.base import Config
 class ClusterConfig(Config):
     """Faces of the same person, found without labels.
 
-    The three ratios say where a threshold lies: where the false links expected of a face (faces in the lake × false-match
-    rate) are this many times the share of true links that are lost there. Higher is looser.
+    The three ratios say where a threshold lies: where the false links expected of a face (faces in the lake ×
+    false-match rate) are this many times the share of true links that are lost there. Higher is looser.
     """
 
     embedder: str = "dlib_resnet"

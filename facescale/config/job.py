@@ -6,6 +6,7 @@ from pydantic import Field
 
 from facescale.config.base import Config
 from facescale.config.clean import CleanConfig
+from facescale.config.cluster import ClusterConfig
 from facescale.config.curate import DedupConfig, NeighborsConfig
 from facescale.config.engine import EngineConfig
 from facescale.config.extract import ExtractConfig, LabelsConfig
@@ -35,6 +36,9 @@ class JobConfig(Config):
 
     neighbors: NeighborsConfig = NeighborsConfig()
     """Lists of similar faces."""
+
+    cluster: ClusterConfig = ClusterConfig()
+    """Faces of one person, found without labels."""
 
     clean: CleanConfig = CleanConfig()
     """Claimed labels, cleaned."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from facescale.curate.claims import Claims, Faces, Votes, choose_faces, count_votes, faces_of, pick, spread
+from facescale.curate.counterparts import counterparts
 from facescale.curate.decisions import DROP, KEEP, MERGE, QUARANTINE, REASON_CODES, RELABEL, Decisions
 from facescale.curate.evidence import nearest_of
 from facescale.curate.ownership import OwnershipRules, decide, resolve
@@ -176,12 +177,7 @@ def _inherit(rows: Decisions, faces: Faces, claims: Claims, votes: Votes, re_enc
         return
     source = votes.image_id[votes.vote_of[copies]]
     claim, face = spread(*faces_of(faces.face_id, claims.image_id[copies]))
-    first, number = faces_of(faces.face_id, source[claim])
-    pair, other = spread(first, number)
-    similarity = np.einsum("pd,pd->p", faces.unit[face[pair]], faces.unit[other])
-    order = np.lexsort((faces.face_id[other], similarity, pair))
-    best = order[np.flatnonzero(np.diff(pair[order], append=-1))]  # one for each entry of `face`, in order
-    other, similarity = other[best], similarity[best]
+    other, similarity = counterparts(faces.unit, faces.face_id, face, source[claim])
     label = claims.label[copies][claim]
     same = similarity >= np.float32(re_encode)
     standing = same & (rows.label_in[other] == label)

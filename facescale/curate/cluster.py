@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse.csgraph import connected_components
 
 from facescale.curate.cluster_fit import UNASSIGNED, Fit, confidence_of
 from facescale.curate.graph import Links, Pairs, adjacency, canonical_order, pairs_of
@@ -99,10 +98,9 @@ class Clusters:
     Attributes:
         label: int64 [N], 0 .. C - 1; UNASSIGNED (-1) for low-quality faces that resemble no cluster clearly.
         confidence: float32 [N]; NaN where unassigned.
-        counts: faces, clusters, singletons, unassigned, attached, largest_cluster, largest_component (of the strict links),
-            put_out (faces kept apart from another of their image), split (of them, found by the final check only: 0
-            unless there is a fault), merges_prevented (by max_size), oversized (clusters above it that stricter links
-            do not split).
+        counts: attached (low-quality faces that joined a cluster), largest_cluster (faces), put_out (faces that links
+            would have put with another of their image), merges_prevented (by max_size), oversized (clusters above
+            it that stricter links do not split).
     """
 
     label: Ints
@@ -175,11 +173,7 @@ def cluster_faces(
     links = links.reordered(order)
     pairs = pairs_of(links, usable, image)
     graph = adjacency(N, pairs, cuts.link)
-    components = connected_components(graph, directed=False)[1]
-    counts = {
-        "faces": N,
-        "largest_component": int(np.bincount(components[usable]).max()) if usable.any() else 0,
-    }
+    counts: dict[str, int] = {}
     labels, counts["oversized"] = _split_oversized(propagate(graph), pairs, cuts.link, max_size)
     labels, counts["put_out"] = separate(labels, image, support_of(graph, labels))
     labels, counts["merges_prevented"] = merge(labels, unit, pairs, image, cuts.bound, max_size=max_size)
@@ -190,21 +184,14 @@ def cluster_faces(
     labels, joined = fit.attach(cuts.bound.large, calibration.pairs, _ATTACH_ODDS)
     attached = ~np.isnan(joined)
     own[attached] = joined[attached]
-    labels, counts["split"] = _check(labels, image, own)
     rival = _second_of_attached(fit, labels, rival, attached)
     nearest = faces.nearest[order]
     # Of a face that is alone, the list tells how near any other comes, also below the thresholds.
     rival = np.where(np.isnan(own) & np.isinf(rival), np.minimum(nearest, cuts.floor), rival)
     confidence = confidence_of(own, rival, cuts.bound.small, calibration.pairs)
     confidence[labels == UNASSIGNED] = np.nan
-    sizes = np.bincount(labels[labels >= 0])
-    counts |= {
-        "clusters": len(sizes),
-        "singletons": int((sizes == 1).sum()),
-        "largest_cluster": int(sizes.max(initial=0)),
-        "attached": int(attached.sum()),
-        "unassigned": int((labels == UNASSIGNED).sum()),
-    }
+    counts["attached"] = int(attached.sum())
+    counts["largest_cluster"] = int(np.bincount(labels[labels >= 0]).max(initial=0))
     label, sure = np.empty(N, np.int64), np.empty(N, np.float32)
     label[order], sure[order] = labels, confidence
     return Clusters(label, sure, counts)
@@ -221,24 +208,8 @@ def _split_oversized(labels: Labels, pairs: Pairs, link: float, max_size: int) -
         # Halfway to the strongest link: what is left at the end is as good as identical.
         link = (link + float(left.similarity.max())) / 2
         finer = propagate(adjacency(len(labels), left, link))
-        labels = densify(
-            np.where(
-                over[labels],
-                labels.max() + 1 + finer.astype(np.int64),
-                labels,
-            )
-        )
+        labels = densify(np.where(over[labels], labels.max() + 1 + finer.astype(np.int64), labels))
     return labels, int((np.bincount(labels) > max_size).sum())
-
-
-def _check(labels: Labels, image: Ints, own: NDArray[np.float64]) -> tuple[Labels, int]:
-    """The guarantee, whatever came before: no two faces of an image in one cluster."""
-    inside = np.flatnonzero(labels >= 0)
-    support = np.nan_to_num(own[inside], nan=-np.inf).astype(np.float32)
-    kept, number = separate(labels[inside], image[inside], support)
-    result = labels.copy()
-    result[inside] = kept
-    return result, number
 
 
 def _second_of_attached(

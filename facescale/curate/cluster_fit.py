@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from facescale.curate.merge import mean_similarity, sums_of
+from facescale.curate.products import row_products, sums_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,8 +69,8 @@ class Fit:
         at = np.flatnonzero(self.labels >= 0)
         at = at[self.sizes[self.labels[at]] > 1]
         label = self.labels[at]
-        total = mean_similarity(self.unit, at, self.sums, label)
-        itself = mean_similarity(self.unit, at, self.unit, at)
+        total = row_products(self.unit, at, self.sums, label)
+        itself = row_products(self.unit, at, self.unit, at)
         result[at] = (total - itself) / (self.sizes[label] - 1)
         return result
 
@@ -114,7 +114,7 @@ class Fit:
         return labels, joined
 
     def _rivalries(self, links: Links) -> Rivalries:
-        N, rows = len(self.labels), links.rows()
+        rows = links.rows()
         # A face is near a cluster when either has the other in its list.
         face = np.concatenate([rows, links.neighbor]).astype(np.int64)
         cluster = self.labels[np.concatenate([links.neighbor, rows])].astype(np.int64)
@@ -123,8 +123,7 @@ class Fit:
         face, cluster = key // max(self.num, 1), key % max(self.num, 1)
         allowed = ~self._holds_image_of(face, cluster)
         face, cluster = face[allowed], cluster[allowed]
-        mean = mean_similarity(self.unit, face, self.sums, cluster) / self.sizes[cluster]
-        assert len(self.labels) == N
+        mean = row_products(self.unit, face, self.sums, cluster) / self.sizes[cluster]
         return Rivalries(face, cluster, mean)
 
     def _holds_image_of(self, face: Ints, cluster: Ints) -> Bools:

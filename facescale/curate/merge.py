@@ -21,6 +21,7 @@ import numpy as np
 from scipy.sparse import coo_array, csr_array
 
 from facescale.curate.linkage import mix
+from facescale.curate.products import row_products, sums_of
 from facescale.curate.propagate import densify
 
 if TYPE_CHECKING:
@@ -87,27 +88,6 @@ def merge(
     return densify(state.labels), state.prevented
 
 
-def sums_of(labels: NDArray[np.integer], unit: Floats, num: int) -> Floats:
-    """Sum of the vectors of each label, float32 [num, D]; faces labeled -1 are left out."""
-    rows = np.flatnonzero(labels >= 0)
-    table = coo_array(
-        (np.ones(len(rows), np.float32), (labels[rows], rows)), shape=(num, len(labels))
-    ).tocsr()
-    sums: Floats = table @ unit
-    return sums
-
-
-def mean_similarity(
-    vectors: Floats, rows: NDArray[np.integer], sums: Floats, columns: NDArray[np.integer]
-) -> NDArray[np.float64]:
-    """Dot products of some rows of two arrays, pair by pair: float64 [Q]. Divide by sizes for means."""
-    products = np.empty(len(rows), np.float64)
-    for start in range(0, len(rows), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        products[block] = np.einsum("qd,qd->q", vectors[rows[block]], sums[columns[block]])
-    return products
-
-
 class _State:
     """Clusters while they merge: a cluster is a sum, a size and the crowded images it has a face on."""
 
@@ -124,7 +104,7 @@ class _State:
     def judge(self, first: Ints, second: Ints) -> tuple[Ints, Ints, NDArray[np.float64]]:
         """The pairs that may merge, and by how much each exceeds its bound."""
         sizes = self.sizes[first], self.sizes[second]
-        mean = mean_similarity(self.sums, first, self.sums, second) / (sizes[0] * sizes[1])
+        mean = row_products(self.sums, first, self.sums, second) / (sizes[0] * sizes[1])
         excess = mean - self.bound.of(np.minimum(*sizes))
         fits = sizes[0] + sizes[1] <= self.max_size
         self.prevented += int(((excess >= 0) & ~fits).sum())

@@ -90,13 +90,15 @@ def support_of(graph: csr_array, labels: Labels) -> NDArray[np.float32]:
     """Weight of each face's links within its own label, float32 [N]."""
     rows = np.repeat(np.arange(graph.shape[0]), np.diff(graph.indptr))
     inside = labels[rows] == labels[graph.indices]
-    weight = np.bincount(rows[inside], graph.data[inside], minlength=graph.shape[0])
-    return weight.astype(np.float32)
+    weight = np.bincount(rows[inside], graph.data[inside].astype(np.float64), minlength=graph.shape[0])
+    support: NDArray[np.float32] = weight.astype(np.float32)
+    return support
 
 
 def densify(labels: NDArray[np.integer]) -> Labels:
     """The same labels as 0 .. L - 1, by rising old label."""
-    return np.unique(labels, return_inverse=True)[1].ravel().astype(np.int32)
+    dense: Labels = np.unique(labels, return_inverse=True)[1].ravel().astype(np.int32)
+    return dense
 
 
 def _half(hashes: NDArray[np.uint64], turn: int) -> Bools:

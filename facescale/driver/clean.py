@@ -74,7 +74,7 @@ def run_clean(context: JobContext) -> StageSummary:
     left = [part for part in wanted.parts() if part not in done]
     summary.parts_kept = len(wanted) - len(left)
     if left:
-        faces = read_faces(lake, inputs, calibration.min_quality)
+        faces = read_faces(lake, inputs.faces, inputs.embeddings, calibration.min_quality)
         claims, labels = read_claims(lake, inputs)
         context.reporter.say(
             f"clean: {len(claims.image_id):,} claims of {len(labels):,} labels on {len(faces.face_id):,} faces"
@@ -139,13 +139,25 @@ def decide(faces: Faces, claims: Claims, calibration: Calibration, config: Clean
     return algorithm.clean_by_ownership(faces, claims, calibration, rules)
 
 
-def read_faces(lake: Lake, inputs: CleanInputs, min_quality: float | None) -> Faces:
-    """All faces of the lake as arrays, without those of superseded images."""
+def read_faces(
+    lake: Lake, version: TableVersion, embeddings: TableVersion, min_quality: float | None
+) -> Faces:
+    """All faces of the lake as arrays, without those of superseded images.
+
+    Args:
+        lake: the lake.
+        version: of faces.
+        embeddings: of an embedder, of those faces.
+        min_quality: faces below it are not good; None lets all be. A face whose quality nobody measured is good.
+
+    Raises:
+        UsageError: not every face is embedded.
+    """
     gone = lake.superseded()
     ids, areas, good = [np.empty(0, np.int64)], [np.empty(0, np.float32)], [np.empty(0, bool)]
     known = [column.name for column in table_spec("faces").columns]
     columns = [name for name in ("face_id", "box", "quality") if name in known]
-    for table in scan(lake, inputs.faces, columns=columns, drop_superseded=gone):
+    for table in scan(lake, version, columns=columns, drop_superseded=gone):
         ids.append(table["face_id"].to_numpy())
         box = table["box"].combine_chunks().flatten().to_numpy().reshape(-1, 4)
         areas.append(np.prod(np.maximum(box[:, 2:] - box[:, :2], 0), axis=1))
@@ -155,14 +167,14 @@ def read_faces(lake: Lake, inputs: CleanInputs, min_quality: float | None) -> Fa
         good.append(~(quality < gate))
     face_id = np.concatenate(ids)
     embedded, units = [np.empty(0, np.int64)], []
-    for table in scan(lake, inputs.embeddings, columns=["face_id", "embedding"], drop_superseded=gone):
+    for table in scan(lake, embeddings, columns=["face_id", "embedding"], drop_superseded=gone):
         embedded.append(table["face_id"].to_numpy())
         flat = table["embedding"].combine_chunks().flatten().to_numpy()
         units.append(flat.reshape(table.num_rows, -1).astype(np.float32))
     if not np.array_equal(np.concatenate(embedded), face_id):
         raise UsageError(
-            f"{lake.uri}: not every face is embedded by {inputs.embeddings.model}: run `facescale embed {lake.uri} "
-            f"--embedder {inputs.embeddings.model}`"
+            f"{lake.uri}: not every face is embedded by {embeddings.model}: run `facescale embed {lake.uri} "
+            f"--embedder {embeddings.model}`"
         )
     unit = np.concatenate(units) if units else np.empty((0, 1), np.float32)
     # float16 leaves lengths of 1 ± 3e-4, and thresholds differ by less.

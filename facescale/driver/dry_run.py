@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from facescale.config.job import NEEDS_SOURCE
 from facescale.curate.calibration import require_calibration
 from facescale.driver.clean import clean_settings, find_inputs
+from facescale.driver.cluster import plan_cluster
 from facescale.driver.dedup import plan_dedup
 from facescale.driver.embed import embedding_version
 from facescale.driver.extract import import_plugins, other_settings, plan_extract, plan_report
@@ -44,6 +45,7 @@ CROP_BYTES = 9_000
 LABEL_BYTES = 20
 COPY_BYTES = 3  # a row is some 50 bytes, and one image in twenty a copy
 NEIGHBOR_BYTES = 7  # id and similarity, compressed
+CLUSTER_BYTES = 8  # ids and confidence, compressed
 DECISION_BYTES = 30
 
 
@@ -91,6 +93,8 @@ def plan_job(job: str, config: JobConfig) -> DryRun:
         _plan_dedup(lake, config, plan)
     if job == "neighbors" or (job == "run" and is_calibrated(config.neighbors.embedder, lake)):
         _plan_neighbors(lake, config, plan)
+    if job == "cluster" or (job == "run" and _will_cluster(lake, config)):
+        _plan_cluster(lake, config, plan)
     if job == "clean" or (job == "run" and _will_clean(lake, config)):
         _plan_clean(lake, config, plan)
     if job in ("run", "index"):
@@ -162,6 +166,19 @@ def _plan_neighbors(lake: Lake, config: JobConfig, plan: DryRun) -> None:
     size = _faces(lake, plan.images) * config.neighbors.k * NEIGHBOR_BYTES
     note = f"{config.neighbors.k} of each face, {config.neighbors.embedder}"
     _add_whole(lake, plan, "neighbors", "neighbors", done, size, note)
+
+
+def _will_cluster(lake: Lake, config: JobConfig) -> bool:
+    listed = config.cluster.embedder == config.neighbors.embedder
+    return listed and is_calibrated(config.cluster.embedder, lake)
+
+
+def _plan_cluster(lake: Lake, config: JobConfig, plan: DryRun) -> None:
+    done = 0
+    if not _something_before(plan):
+        done = len(plan_cluster(lake, config.cluster).done)
+    size = _faces(lake, plan.images) * CLUSTER_BYTES
+    _add_whole(lake, plan, "cluster", "clusters", done, size, config.cluster.embedder)
 
 
 def _will_clean(lake: Lake, config: JobConfig) -> bool:

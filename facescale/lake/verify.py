@@ -263,7 +263,7 @@ class _Verification:
                 self.problem(path, problem, f"delete it and {images_path}, {again}")
 
     def check_groups(self) -> None:
-        """Groups of duplicates as wholes; counts the copies of the current version."""
+        """Groups of duplicates and clusters as wholes; counts the copies of the current version."""
         current = self.lake.current("duplicates")
         for version in [version for version in self.done if version.table == "duplicates"]:
             try:
@@ -274,6 +274,14 @@ class _Verification:
                 self.problem(version.folder, what, "delete it and rerun facescale dedup")
             if version == current:
                 self.count("copies", len(self.curation.copies(version)[0]))
+        whole = self.lake.current_versions()
+        for version in [version for version in self.done if version.table == "clusters"]:
+            try:
+                problems = self.curation.cluster_problems(version, whole=version in whole)
+            except CorruptError:
+                continue
+            for what in problems:
+                self.problem(version.folder, what, "delete it and rerun facescale cluster")
 
     def count_parts_to_do(self) -> None:
         """Planned parts that the current `images` lacks."""

@@ -1,6 +1,7 @@
 """What must hold between the tables of curation and those that they were made of; problems in words come out.
 
-Called by verify for every part of duplicates, neighbors, clusters and decisions, and once for each of duplicates.
+Called by verify for every part of duplicates, neighbors, clusters and decisions, and once for each version of
+duplicates and clusters.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from facescale.lake.ids import image_id_of
+from facescale.lake.ids import MAX_FACES, image_id_of
 from facescale.lake.lineage import images_of, input_versions
 from facescale.lake.parts import DoneParts, PartKey, TableVersion, list_done
 from facescale.lake.scan import scan
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 BY_FACE = ("neighbors", "clusters", "decisions")
 CURATED = ("duplicates", *BY_FACE)
+_PART_FACES = 8_192 * MAX_FACES  # a part has at most so many images, and is read whole
 
 
 class CurationChecks:
@@ -81,6 +83,36 @@ class CurationChecks:
                 problems.append(
                     f"{len(wanted)} images of groups are not in `images`, the first has id {wanted[0]}"
                 )
+        return problems
+
+    def cluster_problems(self, version: TableVersion, *, whole: bool) -> list[str]:
+        """What is wrong with a version of clusters as a whole; 16 bytes a cluster and the ids of a part are held.
+
+        Args:
+            version: of clusters.
+            whole: whether all of its parts are there.
+        """
+        named, founding, sharing = [_NONE], [_NONE], [_NONE]
+        columns = ["face_id", "cluster_id"]
+        for table in scan(self.lake, version, columns=columns, batch_rows=_PART_FACES, drop_superseded=False):
+            known = table.filter(table["cluster_id"].is_valid())
+            ids, clusters = known["face_id"].to_numpy(), known["cluster_id"].to_numpy()
+            images = image_id_of(ids)
+            order = np.lexsort((clusters, images))
+            twice = (np.diff(images[order]) == 0) & (np.diff(clusters[order]) == 0)
+            sharing.append(images[order][1:][twice])
+            founding.append(ids[ids == clusters])
+            named.append(np.unique(clusters))
+        problems = []
+        if len(images := np.unique(np.concatenate(sharing))):
+            problems.append(
+                f"{len(images)} images have two faces in one cluster, the first has id {images[0]}"
+            )
+        strays = np.setdiff1d(np.concatenate(named), np.concatenate(founding))
+        if whole and len(strays):
+            problems.append(
+                f"{len(strays)} clusters are named by a face that is not in them, the first by {strays[0]}"
+            )
         return problems
 
     def copies(self, version: TableVersion) -> tuple[Ids, Ids]:

@@ -160,6 +160,19 @@ def _neighbors(block: pa.Table, ids: NDArray[np.int64]) -> Iterator[tuple[str, N
     yield "a neighbor appears twice", np.isin(rows, of[order][1:][twice])
 
 
+def _clusters(block: pa.Table, ids: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    unassigned = block.column("cluster_id").is_null().to_numpy()
+    cluster = pc.fill_null(block.column("cluster_id"), 0).to_numpy()
+    confidence = pc.fill_null(block.column("confidence"), 0.0).to_numpy()
+    yield "cluster_id is an image id where a face id belongs", ~unassigned & (image_id_of(cluster) == cluster)
+    yield "cluster_id is not the smallest of its cluster", ~unassigned & (cluster > ids)
+    yield "confidence is not 0..1", ~((confidence >= 0) & (confidence <= 1))
+    yield (
+        "a confidence without a cluster, or a cluster without",
+        unassigned != block.column("confidence").is_null().to_numpy(),
+    )
+
+
 _CHECKS: dict[str, Callable[[pa.Table, NDArray[np.int64]], Iterator[tuple[str, NDArray[np.bool_]]]]] = {
     "images": _images,
     "labels": _labels,
@@ -168,6 +181,7 @@ _CHECKS: dict[str, Callable[[pa.Table, NDArray[np.int64]], Iterator[tuple[str, N
     "embeddings": _embeddings,
     "duplicates": _duplicates,
     "neighbors": _neighbors,
+    "clusters": _clusters,
 }
 
 
