@@ -181,7 +181,7 @@ def cluster_faces(
     labels[usable] = densify(labels[usable])
     fit = Fit(labels, unit, image, links)
     own, rival = fit.own(), fit.best_rival()
-    labels, joined = fit.attach(cuts.bound.large, calibration.pairs, _ATTACH_ODDS)
+    labels, joined = fit.attach(cuts.bound.large, calibration.pairs, _ATTACH_ODDS, max_size=max_size)
     attached = ~np.isnan(joined)
     own[attached] = joined[attached]
     rival = _second_of_attached(fit, labels, rival, attached)

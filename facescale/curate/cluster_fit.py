@@ -80,17 +80,20 @@ class Fit:
         np.maximum.at(best, self.rivalries.face, self.rivalries.mean)
         return best
 
-    def attach(self, least: float, curve: Curve, odds: float) -> tuple[Labels, NDArray[np.float64]]:
+    def attach(
+        self, least: float, curve: Curve, odds: float, *, max_size: int
+    ) -> tuple[Labels, NDArray[np.float64]]:
         """Put each unassigned face into one cluster or none.
 
         It joins the nearest cluster when the mean similarity reaches a bound and the false-match rate there is
         smaller than that of the second nearest by a factor. Of two faces of an image that would join one cluster,
-        only the nearer does.
+        only the nearer does, and of more faces than a cluster has room for only the nearest do.
 
         Args:
             least: cosine.
             curve: false-match rates of the embedder.
             odds: the factor.
+            max_size: no cluster grows beyond it.
 
         Returns:
             (labels int32 [N], mean similarity to the cluster joined float64 [N], NaN for the other faces).
@@ -107,7 +110,12 @@ class Fit:
         order = np.lexsort((face, -mean, self.image[face], cluster))
         face, cluster, mean = face[order], cluster[order], mean[order]
         doubled = (cluster[1:] == cluster[:-1]) & (self.image[face[1:]] == self.image[face[:-1]])
-        kept = np.concatenate([[True], ~doubled])[: len(face)]
+        single = np.concatenate([[True], ~doubled])[: len(face)]
+        face, cluster, mean = face[single], cluster[single], mean[single]
+        order = np.lexsort((face, -mean, cluster))
+        face, cluster, mean = face[order], cluster[order], mean[order]
+        rank = np.arange(len(cluster)) - np.searchsorted(cluster, cluster)
+        kept = rank < max_size - self.sizes[cluster]
         labels, joined = self.labels.copy(), np.full(len(self.labels), np.nan)
         labels[face[kept]] = cluster[kept]
         joined[face[kept]] = mean[kept]
