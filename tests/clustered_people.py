@@ -8,7 +8,7 @@ import numpy as np
 
 from facescale.curate.calibration import Calibration
 from facescale.curate.calibration_fit import fit
-from facescale.curate.cluster import Clusters, ClusterRules, Cuts, Faces, cluster_faces, resolve
+from facescale.curate.cluster import ClusterRules, Clusters, Cuts, Faces, cluster_faces, resolve
 from facescale.curate.graph import Links
 
 DIM = 64
@@ -22,8 +22,10 @@ def unit_of(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.maximum(lengths, 1e-12)).astype(np.float32)
 
 
-def simulate(sizes: list[int] | np.ndarray, seed: int, spread: float = SPREAD) -> tuple[np.ndarray, np.ndarray]:
-    """Faces of as many people as there are sizes: (unit float32 [N, D], identity int64 [N]), people after each other."""
+def simulate(
+    sizes: list[int] | np.ndarray, seed: int, spread: float = SPREAD
+) -> tuple[np.ndarray, np.ndarray]:
+    """Faces of people, one after the other, of as many faces each: (unit float32 [N, D], identity int64 [N])."""
     rng = np.random.default_rng(seed)
     who = np.repeat(np.arange(len(sizes)), sizes)
     centers = unit_of(rng.standard_normal((len(sizes), DIM)))
@@ -38,7 +40,9 @@ def calibration() -> Calibration:
     return fit(unit, who, np.arange(len(who)) << 8, embedder="simulated", re_encode=0.98)
 
 
-def lists_of(unit: np.ndarray, k: int, floor: float, listed: np.ndarray | None = None) -> tuple[Links, np.ndarray]:
+def lists_of(
+    unit: np.ndarray, k: int, floor: float, listed: np.ndarray | None = None
+) -> tuple[Links, np.ndarray]:
     """The k most similar of every face, exactly: (entries above the floor, similarity of the first of each list).
 
     Args:
@@ -56,7 +60,9 @@ def lists_of(unit: np.ndarray, k: int, floor: float, listed: np.ndarray | None =
     best = np.take_along_axis(similarity, order, axis=1)
     kept = best >= np.float32(floor)
     starts = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
-    nearest = np.where(np.isfinite(best[:, 0]), best[:, 0], -1).astype(np.float32) if N else np.zeros(0, np.float32)
+    nearest = (
+        np.where(np.isfinite(best[:, 0]), best[:, 0], -1).astype(np.float32) if N else np.zeros(0, np.float32)
+    )
     return Links(starts, order[kept].astype(np.int32), best[kept]), nearest
 
 

@@ -27,7 +27,15 @@ MODEL = "dlib_resnet"
 NUM_IMAGES, NUM_FACES = 6, 6
 LABELS = {"ann": 2, "bob": 3, "cat": 1}
 TABLES = ("images", "faces", "crops", "embeddings")
-STAGES = ("extract", "label", "dedup", "neighbors", "clean", "index")  # of a run with labels, in order
+STAGES = (
+    "extract",
+    "label",
+    "dedup",
+    "neighbors",
+    "cluster",
+    "clean",
+    "index",
+)  # of a run with labels, in order
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ def test_dry_run_writes_nothing(crawl: Crawl, tmp_path: Path) -> None:
     assert (plan["job"], plan["images"]) == ("run", NUM_IMAGES)
     stages = {stage["stage"]: stage for stage in plan["stages"]}
     assert stages["extract"]["tables"] == ["images", "faces", "crops", "embeddings"]
-    written = ["labels", "duplicates", "neighbors", "decisions", "index"]
+    written = ["labels", "duplicates", "neighbors", "clusters", "decisions", "index"]
     assert [stages[name]["tables"] for name in STAGES[1:]] == [[table] for table in written]
     assert all((stage["parts"], stage["parts_done"]) == (1, 0) for stage in stages.values())
     made = {table: sum(f.stat().st_size for f in (crawl.lake / table).rglob("*.parquet")) for table in TABLES}
@@ -172,7 +180,8 @@ def test_dry_run_of_what_is_done_and_of_what_came_in(crawl: Crawl, tmp_path: Pat
     assert plan["images"] == 2 * NUM_IMAGES
     found = {stage["stage"]: (stage["parts"], stage["parts_done"]) for stage in plan["stages"]}
     assert found["extract"] == found["label"] == (1, 1)
-    assert found["dedup"] == found["neighbors"] == found["clean"] == (2, 0)  # they need everything
+    need_everything = ("dedup", "neighbors", "cluster", "clean")
+    assert [found[stage] for stage in need_everything] == [(2, 0)] * len(need_everything)
     plan = facescale("extract", crawl.source, crawl.lake, "--min-face-px", "100", *flags[4:]).json
     assert any("min_face_px 80 → 100" in remark for remark in plan["remarks"])
     assert files_of(crawl.lake) == before

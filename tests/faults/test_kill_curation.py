@@ -1,4 +1,4 @@
-"""kill -9 during dedup and neighbors: the same commands end with the same tables."""
+"""kill -9 during dedup, neighbors and cluster: the same commands end with the same tables."""
 
 from __future__ import annotations
 
@@ -74,6 +74,31 @@ def test_killed_while_it_looks_for_duplicates_and_neighbors(
     job.kill("worker", fault.hit(job))
     assert job.wait() == 0, job.errors()
     assert counts(job) == {"deaths": 1, "parts_kept": 0, "parts_run": NUM_PARTS}
+    assert_same_tables(lake, undisturbed)
+    assert_sound(lake)
+
+
+def test_killed_while_it_clusters(undisturbed: Path, tmp_path: Path, start: Callable[..., Job]) -> None:
+    """At its first part, at a later one, and when all is written but not made known."""
+    lake = tmp_path / "lake"
+    shutil.copytree(undisturbed, lake)
+    known = yaml.safe_load((lake / "lake.yaml").read_text())
+    shutil.rmtree(lake / "clusters")
+    del known["current"]["clusters"]
+    (lake / "lake.yaml").write_text(yaml.safe_dump(known))
+    kept: dict[str, int] = {}
+    for number, point in enumerate(("0000000000", "0000000012", "lake.yaml$")):
+        fault = Fault([rf"{point}\.parquet$" if number < 2 else point], "pause", tmp_path / str(number))
+        job = start("cluster", lake, "--json", environment=fault.environment())
+        job.kill("driver", fault.hit(job))
+        job.assert_gone()
+        found = parts(lake, "clusters")
+        assert kept.items() <= found.items() and len(found) > len(kept)
+        kept = found
+    job = start("cluster", lake, "--json")
+    assert job.wait() == 0, job.errors()
+    assert counts(job) == {"deaths": 0, "parts_kept": NUM_PARTS, "parts_run": 0}
+    assert parts(lake, "clusters") == kept
     assert_same_tables(lake, undisturbed)
     assert_sound(lake)
 

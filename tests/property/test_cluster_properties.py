@@ -1,4 +1,4 @@
-"""What holds of clusters for every input: no order matters, images keep faces apart, the cap holds, numbers are sane."""
+"""What holds of clusters for every input: order does not matter, images keep faces apart, the cap holds."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def test_the_order_of_faces_does_not_matter(crowd: dict[str, np.ndarray], seed: 
     found = cluster(**crowd, k=k)
     order = np.random.default_rng(seed).permutation(len(crowd["unit"]))
     again = cluster(**{name: column[order] for name, column in crowd.items()}, k=k)
-    assert {frozenset(order[list(rows)].tolist()) for rows in partition(again.label)} == partition(found.label)
+    assert {frozenset(order[list(rows)].tolist()) for rows in partition(again.label)} == partition(
+        found.label
+    )
     np.testing.assert_allclose(again.confidence, found.confidence[order], atol=1e-3)
     assert again.counts == found.counts
 

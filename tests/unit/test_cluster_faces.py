@@ -106,7 +106,9 @@ def test_merging_reciprocal_pairs_is_merging_the_best_pair_again_and_again(seed:
     labels, prevented = merge(
         np.arange(len(unit), dtype=np.int32), unit, pairs, image, bound, max_size=max_size
     )
-    expected = greedy(unit, image, set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)), bound, max_size)
+    expected = greedy(
+        unit, image, set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)), bound, max_size
+    )
     assert partition(labels) == expected
     assert max_size < 100 or prevented == 0
 
@@ -160,7 +162,9 @@ def test_blurred_faces_join_nobody_together_and_are_attached_afterwards() -> Non
     assert partition(gated.label[~dull]) == partition(cluster(unit[~dull]).label)
     attached = dull & (gated.label != UNASSIGNED)
     assert gated.counts["attached"] == attached.sum() > 5
-    owner = np.array([np.bincount(who[~dull & (gated.label == label)]).argmax() for label in gated.label[attached]])
+    owner = np.array(
+        [np.bincount(who[~dull & (gated.label == label)]).argmax() for label in gated.label[attached]]
+    )
     assert (owner == who[attached]).mean() > 0.9
     assert (gated.label[-15:] == UNASSIGNED).mean() > 0.9  # blurred beyond recognition
     assert np.isnan(gated.confidence[gated.label == UNASSIGNED]).all()
@@ -168,7 +172,7 @@ def test_blurred_faces_join_nobody_together_and_are_attached_afterwards() -> Non
 
 
 def test_two_blurred_faces_of_an_image_do_not_join_one_cluster() -> None:
-    unit, who = simulate([8], seed=4)
+    unit, _ = simulate([8], seed=4)
     center = unit_of(unit.mean(axis=0, keepdims=True))
     unit = np.concatenate([unit, center, unit_of(center + 0.1), unit[:1]])
     image = np.array([*range(8), 8, 8, 0])  # the last is on the image of the first
