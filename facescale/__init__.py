@@ -26,6 +26,7 @@ __all__ = [
     "build_index",
     "calibrate",
     "clean",
+    "cluster",
     "dedup",
     "embed",
     "errors",
@@ -39,7 +40,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from facescale import errors
-    from facescale.api.jobs import build_index, clean, dedup, embed, extract, neighbors, run
+    from facescale.api.jobs import build_index, clean, cluster, dedup, embed, extract, neighbors, run
     from facescale.api.lake import Lake
     from facescale.api.questions import calibrate, evaluate_cleaning, evaluate_clusters, search
     from facescale.config.job import JobConfig
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 else:
     # Where each name comes from. Not seen by type checkers, so that they know these names and no others.
     _NAMES = {
-        "facescale.api.jobs": "build_index clean dedup embed extract neighbors run",
+        "facescale.api.jobs": "build_index clean cluster dedup embed extract neighbors run",
         "facescale.api.lake": "Lake",
         "facescale.api.questions": "calibrate evaluate_cleaning evaluate_clusters search",
         "facescale.config.job": "JobConfig",

@@ -237,6 +237,35 @@ def neighbors(
     return _job("neighbors", locals(), overrides)
 
 
+def cluster(
+    lake: LakeLike | None = None,
+    *,
+    embedder: str | None = None,
+    max_size: int | None = None,
+    config: JobConfig | PathLike | None = None,
+    reporter: Reporter | None = None,
+) -> JobSummary:
+    """Find the faces that show one person, without labels. Writes clusters.
+
+    Examples:
+        >>> counters = facescale.cluster("crawl.lake").stage("cluster").counters
+        >>> counters["faces"], counters["clusters"], counters["unassigned"]
+        (18, 3, 0)
+
+    Args:
+        lake: the lake; it must have neighbors.
+        embedder: whose neighbors; it must be calibrated.
+        max_size: no cluster grows beyond so many faces.
+        config: all other settings: a JobConfig or a YAML file; keywords override it.
+        reporter: where progress goes; None is silent.
+
+    Raises:
+        UsageError: the lake has no neighbors, the embedder is not calibrated, or a setting is wrong.
+        FacescaleError: the job could not be done; see the module.
+    """
+    return _job("cluster", locals(), {"cluster.embedder": embedder, "cluster.max_size": max_size})
+
+
 def clean(
     lake: LakeLike | None = None,
     *,
