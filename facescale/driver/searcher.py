@@ -13,32 +13,25 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from facescale.driver.extract import import_plugins
+from facescale.driver.queries import describe, parquet_vectors, read_images
 from facescale.engine.session import usable_cpus
-from facescale.errors import CorruptError, MismatchError, UsageError
-from facescale.imaging.decode import decode
-from facescale.index.results import RESULTS_SCHEMA, query_vectors, results_json, search_table
+from facescale.errors import UsageError
+from facescale.index.results import RESULTS_SCHEMA, results_json, search_table
 from facescale.index.search import Index
 from facescale.lake.lake import Lake
-from facescale.sources.read import Source, read_file
-from facescale.sources.walk import Tally, walk
 from facescale.vision.faces import FaceReader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from numpy.typing import NDArray
 
-    from facescale.index.manifest import Manifest
-
-    Queries = Iterable[tuple[list[str], NDArray[np.floating[Any]]]]
+    from facescale.driver.queries import Problems, Queries
 
 _IMAGES_AT_ONCE = 16
-_QUERIES_AT_ONCE = 4096
-_MAX_BYTES, _MAX_PIXELS = 256 << 20, 100_000_000
 
 
 @dataclass(frozen=True)
@@ -259,7 +252,7 @@ class Searcher:
                     f"{image.dtype} of shape {image.shape}" if isinstance(image, np.ndarray) else type(image)
                 )
                 raise UsageError(f"image {name}: expected uint8 [H, W, 3] in RGB, got {shape}")
-        problems: list[tuple[str, str]] = []
+        problems: Problems = []
         pairs = iter(zip(named, images, strict=True))
         return self._ask(self._described(pairs, problems), problems, k, label, min_similarity)
 
@@ -289,14 +282,14 @@ class Searcher:
             DataError: a Parquet file has no usable column `embedding`.
             CorruptError: a Parquet file is damaged.
         """
-        problems: list[tuple[str, str]] = []
+        problems: Problems = []
         vectors = self._of_files([os.fspath(query) for query in queries], problems)
         return self._ask(vectors, problems, k, label, min_similarity)
 
     def _ask(
         self,
         queries: Queries,
-        problems: list[tuple[str, str]],
+        problems: Problems,
         k: int,
         label: str | None,
         min_similarity: float,
@@ -311,18 +304,16 @@ class Searcher:
             pa.concat_tables(tables), count, problems, index=self.index.version.folder, recall=self.recall
         )
 
-    def _of_files(self, queries: Sequence[str], problems: list[tuple[str, str]]) -> Queries:
+    def _of_files(self, queries: Sequence[str], problems: Problems) -> Queries:
         """(names, float32 [Q, D]) in batches of bounded size."""
         for query in queries:
             if query.endswith(".parquet"):
-                yield from _parquet_vectors(query, self.index.manifest)
+                yield from parquet_vectors(query, self.index.manifest)
         images = [query for query in queries if not query.endswith(".parquet")]
         if images:
-            yield from self._described(_images(images, problems), problems)
+            yield from self._described(read_images(images, problems), problems)
 
-    def _described(
-        self, images: Iterator[tuple[str, NDArray[np.uint8]]], problems: list[tuple[str, str]]
-    ) -> Queries:
+    def _described(self, images: Iterator[tuple[str, NDArray[np.uint8]]], problems: Problems) -> Queries:
         """Embeddings of the faces of images; an image with several faces gives one query for each."""
         names: list[str] = []
         pixels: list[NDArray[np.uint8]] = []
@@ -330,10 +321,10 @@ class Searcher:
             names.append(name)
             pixels.append(image)
             if len(names) == _IMAGES_AT_ONCE:
-                yield from _describe(self._models(), names, pixels, problems)
+                yield from describe(self._models(), names, pixels, problems)
                 names, pixels = [], []
         if names:
-            yield from _describe(self._models(), names, pixels, problems)
+            yield from describe(self._models(), names, pixels, problems)
 
     def _models(self) -> FaceReader:
         """The models that made the lake's faces, loaded once."""
@@ -348,67 +339,3 @@ class Searcher:
                 made_by, embedder=self.embedder, device=self.device, threads=self.threads
             )
         return self._reader
-
-
-def _parquet_vectors(path: str, manifest: Manifest) -> Queries:
-    try:
-        with pq.ParquetFile(path) as file:
-            seen = 0
-            for batch in file.iter_batches(_QUERIES_AT_ONCE):
-                names, vectors = query_vectors(pa.Table.from_batches([batch]), where=path)
-                if vectors.shape[1] != manifest.dim:
-                    raise MismatchError(
-                        f"{path}: its embeddings have {vectors.shape[1]} dimensions, and the index of "
-                        f"{manifest.model} has {manifest.dim}: embed the queries with {manifest.model}, or name "
-                        "another index with --embedder"
-                    )
-                if names == [str(row) for row in range(len(names))]:
-                    names = [f"{path}#{seen + row}" for row in range(len(names))]
-                seen += len(names)
-                yield names, vectors
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror or error}") from error
-    except pa.ArrowInvalid as error:
-        raise CorruptError(f"{path} is not a Parquet file: {error}") from error
-
-
-def _images(
-    queries: Sequence[str], problems: list[tuple[str, str]]
-) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    for query in queries:
-        tally, count = Tally(), 0
-        for found in walk(query, tally):
-            if found.format != "image":
-                problems.append((found.uri, "containers cannot be queries; extract them and give the images"))
-                continue
-            count += 1
-            member = read_file(0, Source(found.uri, found.bytes, found.stamp), _MAX_BYTES)
-            if member.data is None:
-                problems.append((found.uri, f"{member.status}: {member.detail}"))
-                continue
-            image = decode(member.data, max_bytes=_MAX_BYTES, max_pixels=_MAX_PIXELS)
-            if image.pixels is None:
-                problems.append((found.uri, f"{image.status}: {image.detail}"))
-                continue
-            yield found.uri, image.pixels
-        if not count:
-            problems.append((query, "holds no image"))
-
-
-def _describe(
-    reader: FaceReader,
-    names: list[str],
-    pixels: list[NDArray[np.uint8]],
-    problems: list[tuple[str, str]],
-) -> Queries:
-    counts, vectors = reader.describe(pixels)
-    for name, count in zip(names, counts, strict=True):
-        if count == 0:
-            problems.append((name, "no face found; try a larger or more frontal photograph"))
-    queries = [
-        name if count == 1 else f"{name}#face{ordinal + 1}"
-        for name, count in zip(names, counts, strict=True)
-        for ordinal in range(count)
-    ]
-    if queries:
-        yield queries, vectors
