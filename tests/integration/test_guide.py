@@ -17,6 +17,7 @@ from facescale.config.job import JobConfig
 from facescale.curate.calibration import load_calibration
 from facescale.curate.claims import Claims, Faces
 from facescale.curate.clean import clean_by_ownership
+from facescale.curate.cluster import ClusterRules, resolve
 from facescale.curate.decisions import REASONS, VERDICTS
 from facescale.curate.ownership import OwnershipRules
 from facescale.lake.ids import make_face_id, make_image_id, split_ids
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "GUIDE.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(pycon|python|sql)\n(.*?)```(?:\s*```text\n(.*?)```)?", GUIDE, re.DOTALL)
 CALIBRATION = load_calibration("dlib_resnet")
+CLOSE = 0.006  # cosines are shown with two digits
 
 
 def table_below(heading: str) -> list[list[str]]:
@@ -68,7 +70,7 @@ def test_examples(finished_crawl: Path, tmp_path: Path, monkeypatch: pytest.Monk
             queries += 1
             expected = [re.split(r"\s{2,}", line.strip()) for line in shown.strip().splitlines()]
             assert answer_of(code) == expected, code
-    assert queries == 5
+    assert queries == 6
     assert known["losses"].rows()[0] == ("id_0002", 5, pytest.approx(0.2))
     assert known["training"].columns[:2] == ["face_id", "label_out"] and len(known["training"]) == 17
 
@@ -99,7 +101,7 @@ def test_figures_of_the_calibration() -> None:
     assert len(rows) == 4
     for rate, *cosines, pairs, centers in rows:
         for cosine, curve in zip(cosines, (CALIBRATION.pairs, CALIBRATION.centers), strict=True):
-            assert cosine == f"{curve.similarity_at(float(rate)):.2f}"
+            assert float(cosine) == pytest.approx(curve.similarity_at(float(rate)), abs=CLOSE)
         for shown, kind in ((pairs, "pairs"), (centers, "centers")):
             (row,) = [row for row in check[kind] if row["nominal"] == float(rate)]
             assert shown == f"{100 * row['genuine_share']:.1f} %"
@@ -117,14 +119,30 @@ def test_thresholds() -> None:
     seen = set()
     for name, default, cosine, *_ in table_below("## Thresholds and how they were chosen"):
         section, setting = name.strip("`").split(".")
-        assert config[section][setting] == float(default), name
+        assert config[section][setting] == float(default.replace(",", "")), name
         seen.add(name)
-        if cosine:
+        if section == "cluster" and cosine:
+            cuts = resolve(ClusterRules(), CALIBRATION, 1000)
+            cuts_of = {"link_ratio": cuts.link, "merge_ratio": cuts.bound.small}
+            assert float(cosine) == pytest.approx(cuts_of.get(setting, cuts.bound.large), abs=CLOSE), name
+        elif cosine:
             labels = 3 if setting == "relabel_fmr" else 1
             curve = curves.get(setting.removesuffix("_fmr"), CALIBRATION.centers)
-            assert cosine == f"{curve.similarity_at(float(default) / labels):.2f}", name
-    every = {f"`{section}.{name}`" for section in ("dedup", "clean") for name in config[section]}
-    assert every - {"`clean.embedder`", "`clean.method`"} <= seen
+            assert float(cosine) == pytest.approx(curve.similarity_at(float(default) / labels), abs=CLOSE), (
+                name
+            )
+    every = {f"`{section}.{name}`" for section in ("dedup", "cluster", "clean") for name in config[section]}
+    assert every - {"`cluster.embedder`", "`clean.embedder`", "`clean.method`"} <= seen
+
+
+def test_thresholds_of_clusters() -> None:
+    rows = table_below("## Clusters")
+    assert len(rows) == 3
+    for faces, link, small, large, rate in rows:
+        cuts = resolve(ClusterRules(), CALIBRATION, int(faces.split()[-1].replace(",", "")))
+        values = (cuts.link, cuts.bound.small, cuts.bound.large)
+        assert [float(cosine) for cosine in (link, small, large)] == pytest.approx(values, abs=CLOSE)
+        assert float(f"{CALIBRATION.pairs.fmr_of(cuts.link):.0e}") == float(rate)
 
 
 def test_the_four_labels() -> None:
