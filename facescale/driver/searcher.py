@@ -96,7 +96,8 @@ class SearchResult:
 class Searcher:
     """An index that is open, with the models for query images once they are needed; make one with `open`.
 
-    It sees the lake as it was when it was opened: open another one after new faces were indexed. One thread at a time.
+    It answers from the versions that were current when it was opened: open another one after new faces were indexed.
+    One thread at a time.
 
     Examples:
         >>> with facescale.Searcher.open("crawl.lake") as searcher:
@@ -144,7 +145,9 @@ class Searcher:
         import_plugins(tuple(plugins))
         opened = lake if isinstance(lake, Lake) else Lake.open(os.fspath(lake))
         threads = threads or usable_cpus()
-        index = Index.open(opened, embedder, memory_bytes=int(memory_gib * (1 << 30)), threads=threads)
+        index = Index.open(
+            opened.pinned(), embedder, memory_bytes=int(memory_gib * (1 << 30)), threads=threads
+        )
         return cls(index, device=device, threads=threads)
 
     def __enter__(self) -> Searcher:

@@ -67,6 +67,7 @@ class Lake:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._pinned: dict[str, dict[str, str]] | None = None
         self._superseded: tuple[int, NDArray[np.int64]] | None = None
 
     def __reduce__(self) -> tuple[type[Lake], tuple[Store]]:
@@ -123,18 +124,27 @@ class Lake:
         read_current(lake.store)
         return lake
 
+    def pinned(self) -> Self:
+        """The lake with the versions that are current now, whatever jobs make current later.
+
+        For readers that stay: what they join belongs together, and lake.yaml is not read again for every question.
+        """
+        lake = type(self)(self.store)
+        lake._pinned = read_current(self.store)
+        return lake
+
     def current(self, table: str, model: str = NO_MODEL) -> TableVersion | None:
         """The version of a table that readers use; None when no stage has completed one."""
-        fingerprint = read_current(self.store).get(table, {}).get(model)
+        fingerprint = self._current().get(table, {}).get(model)
         return None if fingerprint is None else TableVersion(table, fingerprint, model)
 
     def current_models(self, table: str) -> list[str]:
         """Models that have a current version of a table, sorted; "-" is left out."""
-        return sorted(model for model in read_current(self.store).get(table, {}) if model != NO_MODEL)
+        return sorted(model for model in self._current().get(table, {}) if model != NO_MODEL)
 
     def current_versions(self) -> list[TableVersion]:
         """All current versions, sorted by table and model."""
-        current = read_current(self.store)
+        current = self._current()
         return [TableVersion(t, current[t][m], m) for t in sorted(current) for m in sorted(current[t])]
 
     def set_current(self, versions: Iterable[TableVersion]) -> None:
@@ -306,6 +316,9 @@ class Lake:
         if self._superseded is None or self._superseded[0] != len(shards):
             self._superseded = (len(shards), superseded_ids(self.store, shards))
         return self._superseded[1]
+
+    def _current(self) -> dict[str, dict[str, str]]:
+        return read_current(self.store) if self._pinned is None else self._pinned
 
     def _count_rows(self, version: TableVersion) -> int:
         total = 0

@@ -232,6 +232,22 @@ def test_a_searcher_answers_many_times(toy: tuple[facescale.Lake, np.ndarray, np
     assert (once.queries, once.rows()) == (2, [])
 
 
+def test_a_searcher_stays_with_the_versions_it_was_opened_on(
+    toy: tuple[facescale.Lake, np.ndarray, np.ndarray],
+) -> None:
+    lake, vectors, _ = toy
+    with facescale.Searcher.open(lake, **TOY, threads=1) as searcher:
+        before = searcher.search(vectors[:3], 2).hits
+        lake.set_current([TableVersion("faces", "f" * 12), TableVersion("labels", "f" * 12)])
+        assert searcher.search(vectors[:3], 2).hits == before
+        assert lake.current("faces") != searcher.lake.current("faces")
+    with (
+        facescale.Searcher.open(lake, **TOY, threads=1) as searcher,
+        pytest.raises(facescale.errors.DataError),
+    ):
+        searcher.search(vectors[:3], 2)
+
+
 def test_searcher_refuses(toy: tuple[facescale.Lake, np.ndarray, np.ndarray], tmp_path: Path) -> None:
     lake, vectors, _ = toy
     with pytest.raises(facescale.errors.UsageError, match="no finished index of dlib_resnet"):
