@@ -31,7 +31,9 @@ from facescale.pipeline import JOBS
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = ("facescale.api.jobs", "facescale.api.lake", "facescale.api.questions", "facescale.driver.searcher")
-FUNCTIONS = {name: name for name in JOBS} | {"index": "build_index"}  # facescale.index is a package
+# A package has the name of these jobs, and it would take the name's place once it is imported.
+OTHER_NAMES = {"index": "build_index", "report": "write_report"}
+FUNCTIONS = {name: name for name in JOBS} | OTHER_NAMES
 EXAMPLES = [
     example
     for module in MODULES
