@@ -37,6 +37,9 @@ class ExtractConfig(Config):
     min_face_px: int = Field(default=40, ge=16, le=1024)
     """Side of the smallest face to look for, in pixels. 80 is four times as fast as 40 with the default detector."""
 
+    quality_scorer: str = "iso_v1"
+    """What measures the quality of faces. Another one makes new tables: images, faces and crops are made together."""
+
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the networks. auto is fp32; the others move scores and embeddings slightly and make new tables."""
 

@@ -18,7 +18,9 @@ from facescale.lake.scan import count_rows, sum_counters
 from facescale.models.registry import card
 from facescale.sources.plan import PlanReport, SourcePart, plan_sources, planned_parts, planned_rows
 from facescale.vision import extract as stage_module
-from facescale.vision.extract import ExtractSettings, ExtractStage, ExtractVersions
+from facescale.vision.columns import ExtractVersions
+from facescale.vision.extract import ExtractSettings, ExtractStage
+from facescale.vision.registry import check_quality_scorer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +71,11 @@ def plan_extract(lake: Lake, config: ExtractConfig, report: PlanReport) -> Extra
 
 
 def extract_settings(config: ExtractConfig) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings that change images, faces and crops: as requested (with auto) and as resolved."""
+    """The settings that change images, faces and crops: as requested (with auto) and as resolved.
+
+    They share one fingerprint because a part's tables are written and committed together; so another quality scorer,
+    which changes faces alone, makes all of them anew, and the embeddings, whose ids refer to those faces.
+    """
     detector, landmarker = card(config.detector, "detector"), card(config.landmarker, "landmarker")
     embedder = card(config.embedder, "embedder")
     scheme = detector.landmark_scheme or landmarker.landmark_scheme
@@ -78,11 +84,13 @@ def extract_settings(config: ExtractConfig) -> tuple[dict[str, Any], dict[str, A
             f"embedder {embedder.name} is aligned by {embedder.landmark_scheme} landmarks, but {detector.name} "
             f"with {landmarker.name} gives {scheme}: choose another --landmarker or --embedder"
         )
+    check_quality_scorer(config.quality_scorer)
     requested: dict[str, Any] = {
         "detector": detector.name,
         "detector_sha256": detector.sha256,
         "landmark_scheme": scheme,
         "min_face_px": config.min_face_px,
+        "quality_scorer": config.quality_scorer,
         "precision": config.precision,
         "backend": "torch",
         "max_bytes": config.max_bytes,
@@ -241,6 +249,7 @@ def _stage_settings(c: ExtractConfig, device: str) -> ExtractSettings:
         landmarker=c.landmarker,
         embedder=c.embedder,
         min_face_px=c.min_face_px,
+        quality_scorer=c.quality_scorer,
         precision=c.arithmetic,
         max_bytes=c.max_bytes,
         max_pixels=c.max_pixels,

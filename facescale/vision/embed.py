@@ -15,8 +15,8 @@ import numpy as np
 from facescale.errors import CorruptError
 from facescale.lake.ids import split_ids
 from facescale.lake.stage import Guard, StageResult
+from facescale.vision.columns import embeddings_table
 from facescale.vision.crops import chips_from_crops, decode_jpeg
-from facescale.vision.extract import embeddings_table
 from facescale.vision.registry import load_embedder
 
 if TYPE_CHECKING:

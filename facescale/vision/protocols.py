@@ -1,4 +1,4 @@
-"""What a detector, a landmarker and an embedder are: arrays in, arrays out, a card that says how.
+"""What a detector, a landmarker, an embedder and a quality scorer are: arrays in, arrays out, a card that says how.
 
 Implemented by the models of this package and by plug-ins (see facescale.vision.registry), called by the
 extract and embed stages. Images are uint8 [H, W, 3] RGB, C-contiguous, of any size down to 1 x 1, and are
@@ -103,5 +103,85 @@ class Embedder(Protocol):
 
         Returns:
             float32 [N, D] as the network gives them: not normalized.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class FaceViews:
+    """Faces as the lake keeps them, for a scorer: what it needs is in the tables images, faces and crops.
+
+    Args:
+        crops: N arrays uint8 [side, side, 3] RGB, as facescale.vision.crops.wide_crops cuts them.
+        matrices: float64 [N, 2, 3], px of the image → px of the crop.
+        landmarks: [N, K, 2] px of the image.
+        scheme: name of their landmark scheme.
+        image_sizes: int [N, 2], height and width of each face's image, px.
+    """
+
+    crops: Sequence[np.ndarray]
+    matrices: np.ndarray
+    landmarks: np.ndarray
+    scheme: str
+    image_sizes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def slice(self, start: int, stop: int) -> FaceViews:
+        """The faces from `start` to before `stop`."""
+        span = slice(start, stop)
+        return FaceViews(
+            self.crops[span], self.matrices[span], self.landmarks[span], self.scheme, self.image_sizes[span]
+        )
+
+    def take(self, chosen: np.ndarray) -> FaceViews:
+        """The faces of a bool [N]."""
+        crops = [self.crops[i] for i in np.flatnonzero(chosen).tolist()]
+        return FaceViews(
+            crops, self.matrices[chosen], self.landmarks[chosen], self.scheme, self.image_sizes[chosen]
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FaceQuality:
+    """What a scorer says of N faces; the columns of `faces` of the same names. NaN is unknown (null in the table).
+
+    Args:
+        sharpness: float32 [N] in 0..1.
+        brightness: float32 [N] in 0..1, mean luminance of the face.
+        contrast: float32 [N] in 0..1.
+        yaw_deg: float32 [N] in -90..90, positive when the face looks to the right of the image.
+        pitch_deg: float32 [N] in -90..90, positive when it looks down.
+        truncation: float32 [N] in 0..1, share of the face that lies outside the image.
+        quality: float32 [N] in 0..1, higher is better.
+    """
+
+    sharpness: np.ndarray
+    brightness: np.ndarray
+    contrast: np.ndarray
+    yaw_deg: np.ndarray
+    pitch_deg: np.ndarray
+    truncation: np.ndarray
+    quality: np.ndarray
+
+
+@runtime_checkable
+class QualityScorer(Protocol):
+    """Says how good faces are for recognition; called from several threads at once.
+
+    What it says under its name never changes: other results, other name.
+    """
+
+    name: str
+
+    def score(self, faces: FaceViews) -> FaceQuality:
+        """Score each face.
+
+        Args:
+            faces: N faces, perhaps none.
+
+        Returns:
+            N values of each kind; a face's do not depend on the others.
         """
         ...

@@ -1,5 +1,7 @@
 """From a model's name to a model that runs: the card, the device, and the factory of its architecture.
 
+Quality scorers have a name and no card, since they need no weights; one that does brings them in its factory.
+
 Called by the stages' open(); everything they ask for is checked here, before any work is done. Architectures
 are imported when first used. A plug-in adds a card (facescale.models.registry.register_card) and, for a new
 architecture, a factory with one of the register functions.
@@ -7,6 +9,7 @@ architecture, a factory with one of the register functions.
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING, Any, Protocol
 
 from facescale.errors import UsageError
@@ -16,11 +19,12 @@ if TYPE_CHECKING:
     import torch
 
     from facescale.models.card import ModelCard
-    from facescale.vision.protocols import Detector, Embedder, Landmarker
+    from facescale.vision.protocols import Detector, Embedder, Landmarker, QualityScorer
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 DEFAULT_MIN_FACE_PX = 40
 DEFAULT_EMBED_BATCH = 32
+DEFAULT_QUALITY_SCORER = "iso_v1"
 
 
 class DetectorFactory(Protocol):
@@ -52,6 +56,14 @@ class EmbedderFactory(Protocol):
 
     def __call__(self, card: ModelCard, *, device: torch.device, precision: str, batch: int) -> Embedder:
         """Build the embedder of `card`."""
+        ...
+
+
+class QualityScorerFactory(Protocol):
+    """Builds a quality scorer."""
+
+    def __call__(self, *, device: torch.device) -> QualityScorer:
+        """Build the scorer."""
         ...
 
 
@@ -106,6 +118,43 @@ def load_embedder(
     where, precision = resolve_device(device), _check_precision(precision)
     factory: EmbedderFactory = _factory(_EMBEDDERS, card)
     return factory(card, device=where, precision=precision, batch=batch)
+
+
+def load_quality_scorer(name: str, *, device: str = "cpu") -> QualityScorer:
+    """Load a quality scorer.
+
+    Args:
+        name: one of `quality_scorers()`.
+        device: torch device; the default scorer does not use it.
+
+    Raises:
+        UsageError: no such scorer or device.
+    """
+    check_quality_scorer(name)
+    return _SCORERS[name](device=resolve_device(device))
+
+
+def check_quality_scorer(name: str) -> None:
+    """Raise UsageError, with near matches, when no quality scorer has this name."""
+    if name not in _SCORERS:
+        near = difflib.get_close_matches(name, _SCORERS, n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(quality_scorers())}"
+        raise UsageError(f"there is no quality scorer {name!r}; {hint}")
+
+
+def quality_scorers() -> list[str]:
+    """Names of the registered quality scorers, sorted."""
+    return sorted(_SCORERS)
+
+
+def register_quality_scorer(name: str, factory: QualityScorerFactory) -> None:
+    """Add a quality scorer for this process; a name that is taken raises UsageError.
+
+    The name goes into table versions: a scorer that comes to other results needs another one.
+    """
+    if name in _SCORERS:
+        raise UsageError(f"quality scorer {name!r} is registered already; give the other one another name")
+    _SCORERS[name] = factory
 
 
 def register_detector(architecture: str, factory: DetectorFactory) -> None:
@@ -171,6 +220,13 @@ def _dlib_resnet(card: ModelCard, **options: Any) -> Embedder:
     return recognizer.load(card, **options)
 
 
+def _iso_v1(**_: Any) -> QualityScorer:
+    from facescale.vision import quality
+
+    return quality.IsoQuality()
+
+
+_SCORERS: dict[str, QualityScorerFactory] = {DEFAULT_QUALITY_SCORER: _iso_v1}
 _DETECTORS: dict[str, DetectorFactory] = {"dlib_mmod": _dlib_mmod}
 _LANDMARKERS: dict[str, LandmarkerFactory] = {"dlib_ert": _dlib_ert}
 _EMBEDDERS: dict[str, EmbedderFactory] = {"dlib_resnet": _dlib_resnet}
