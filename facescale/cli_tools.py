@@ -33,6 +33,7 @@ def search(
     k: Annotated[int | None, typer.Option("-k", help="Faces to return for each query.")] = None,
     label: Annotated[str | None, typer.Option(help="Only faces whose image claims this label.")] = None,
     min_similarity: Annotated[float | None, typer.Option(help="Leave out hits below this cosine.")] = None,
+    min_quality: Annotated[float | None, typer.Option(help="Leave out faces of less quality, 0..1.")] = None,
     output: Annotated[str | None, typer.Option("--out", help="Parquet file for all hits.")] = None,
     plugin: Plugin = None,
     config: ConfigFile = None,
@@ -51,6 +52,7 @@ def search(
         "k": k,
         "label": label,
         "min_similarity": min_similarity,
+        "min_quality": min_quality,
         "plugins": tuple(plugin) if plugin else None,
     }
     settings = load_config(SearchConfig, file=config, overrides=overrides)

@@ -37,6 +37,7 @@ def search(
     embedder: str = "dlib_resnet",
     label: str | None = None,
     min_similarity: float = -1.0,
+    min_quality: float = 0.0,
     device: str = "auto",
     plugins: Sequence[str] = (),
 ) -> SearchResult:
@@ -54,6 +55,7 @@ def search(
         embedder: which index.
         label: only faces of images that claim this label.
         min_similarity: leave out hits below this cosine.
+        min_quality: leave out faces of less quality, 0..1; those that nobody has measured stay.
         device: where query images are embedded: "auto", "cpu" or "cuda".
         plugins: Python modules that register further models.
 
@@ -64,9 +66,14 @@ def search(
         DataError: a Parquet file has no usable column `embedding`.
     """
     with Searcher.open(lake_uri(lake), embedder=embedder, device=device, plugins=plugins) as searcher:
+        wanted: dict[str, Any] = {
+            "label": label,
+            "min_similarity": min_similarity,
+            "min_quality": min_quality,
+        }
         if isinstance(queries, np.ndarray):
-            return searcher.search(queries, k, label=label, min_similarity=min_similarity)
-        return searcher.search_files(queries, k, label=label, min_similarity=min_similarity)
+            return searcher.search(queries, k, **wanted)
+        return searcher.search_files(queries, k, **wanted)
 
 
 def calibrate(

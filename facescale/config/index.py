@@ -46,6 +46,9 @@ class SearchConfig(Config):
     min_similarity: float = Field(default=-1.0, ge=-1, le=1)
     """Leave out hits below this cosine."""
 
+    min_quality: float = Field(default=0.0, ge=0, le=1)
+    """Leave out faces of less quality; others take their places. Faces whose quality nobody has measured stay."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where query images are embedded."""
 

@@ -24,7 +24,6 @@ from facescale.evaluate.center import center_faces
 from facescale.evaluate.split import folds_of
 from facescale.lake.lake import Lake
 from facescale.lake.scan import scan, scan_ids
-from facescale.lake.schema import table_spec
 from facescale.models.registry import card
 from facescale.sources.labels import LabelSpec, label_rows
 from facescale.sources.plan import planned_parts
@@ -111,7 +110,7 @@ def run_calibrate(lake_uri: str, settings: CalibrateSettings, reporter: Reporter
         "fold": "all" if settings.fold is None else settings.fold,
         "left_out": left_out,
         "detection": _made_by(
-            lake, versions["faces"], ("detector", "landmarker", "min_face_px", "precision")
+            lake, versions["faces"], ("detector", "landmarker", "min_face_px", "precision", "quality_scorer")
         ),
         "embedding": _made_by(lake, versions["embeddings"], ("pixels", "precision")),
         "re_encode": {
@@ -124,7 +123,7 @@ def run_calibrate(lake_uri: str, settings: CalibrateSettings, reporter: Reporter
         },
         "min_quality": f"quantile {MIN_QUALITY_QUANTILE} of faces.quality"
         if quality is not None
-        else "none: faces have no quality column",
+        else "none: the quality of these faces was not measured",
     }
     calibration = fit(
         vectors[mine],
@@ -247,8 +246,8 @@ def _vectors(lake: Lake, version: TableVersion, face_ids: NDArray[np.int64]) -> 
 
 
 def _quality(lake: Lake, version: TableVersion, face_ids: NDArray[np.int64]) -> NDArray[np.float64] | None:
-    """faces.quality, NaN where null; None where there is no such column or nothing in it."""
-    if not len(face_ids) or "quality" not in [column.name for column in table_spec("faces").columns]:
+    """faces.quality, NaN where null; None where there is nothing in it, as in a lake that an earlier release made."""
+    if not len(face_ids):
         return None
     values = scan_ids(lake, version, face_ids, ["quality"])["quality"]
     if values.null_count == len(values):

@@ -22,7 +22,6 @@ from facescale.errors import UsageError
 from facescale.lake.fingerprint import fingerprint, parts_digest
 from facescale.lake.parts import TableVersion, commit_part, list_done
 from facescale.lake.scan import scan, sum_counters
-from facescale.lake.schema import table_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -155,16 +154,13 @@ def read_faces(
     """
     gone = lake.superseded()
     ids, areas, good = [np.empty(0, np.int64)], [np.empty(0, np.float32)], [np.empty(0, bool)]
-    known = [column.name for column in table_spec("faces").columns]
-    columns = [name for name in ("face_id", "box", "quality") if name in known]
-    for table in scan(lake, version, columns=columns, drop_superseded=gone):
+    gate = -np.inf if min_quality is None else min_quality
+    for table in scan(lake, version, columns=["face_id", "box", "quality"], drop_superseded=gone):
         ids.append(table["face_id"].to_numpy())
         box = table["box"].combine_chunks().flatten().to_numpy().reshape(-1, 4)
         areas.append(np.prod(np.maximum(box[:, 2:] - box[:, :2], 0), axis=1))
-        # A face whose quality nobody has measured may vote.
-        gate = min_quality if min_quality is not None and "quality" in columns else -np.inf
-        quality = table["quality"].to_numpy() if "quality" in columns else np.full(table.num_rows, np.nan)
-        good.append(~(quality < gate))
+        # A face whose quality nobody has measured is NaN here, and may vote.
+        good.append(~(table["quality"].to_numpy() < gate))
     face_id = np.concatenate(ids)
     embedded, units = [np.empty(0, np.int64)], []
     for table in scan(lake, embeddings, columns=["face_id", "embedding"], drop_superseded=gone):

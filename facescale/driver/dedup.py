@@ -22,7 +22,6 @@ from facescale.lake.fingerprint import fingerprint
 from facescale.lake.ids import image_id_of, make_image_id
 from facescale.lake.parts import TableVersion, commit_part, list_done
 from facescale.lake.scan import scan, sum_counters
-from facescale.lake.schema import table_spec
 
 if TYPE_CHECKING:
     from facescale.config.curate import DedupConfig
@@ -73,7 +72,7 @@ def plan_dedup(
     """(settings, inputs, version) of the duplicates among these parts of images."""
     faces = lake.current("faces")
     inputs = {"images": images.fingerprint}
-    if _has_quality() and faces is not None:
+    if faces is not None:
         inputs["faces"] = faces.fingerprint
     settings = config.model_dump(mode="json") | input_digest(lake, parts)
     name = fingerprint("dedup", settings, algorithm.REVISION, inputs)
@@ -113,17 +112,13 @@ def _best_quality(lake: Lake, image_id: np.ndarray) -> np.ndarray:
     """Quality of each image's best face, float32 [N]; 0 where there is none."""
     best = np.zeros(len(image_id), np.float32)
     faces = lake.current("faces")
-    if faces is None or not _has_quality():
+    if faces is None:
         return best
     for table in scan(lake, faces, columns=["face_id", "quality"]):
         quality = pc.fill_null(table["quality"], 0).to_numpy()
         of = np.searchsorted(image_id, image_id_of(table["face_id"].to_numpy()))
         np.maximum.at(best, of, quality)
     return best
-
-
-def _has_quality() -> bool:
-    return any(column.name == "quality" for column in table_spec("faces").columns)
 
 
 def _digests(column: pa.ChunkedArray) -> np.ndarray:

@@ -20,7 +20,6 @@ from facescale.errors import MismatchError, UsageError
 from facescale.lake.fingerprint import fingerprint
 from facescale.lake.parts import DoneParts, TableVersion, list_done
 from facescale.lake.scan import sum_counters
-from facescale.lake.schema import table_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,15 +152,13 @@ def plan_neighbors(lake: Lake, config: NeighborsConfig) -> NeighborsPlan:
     inputs = {"embeddings": embeddings.fingerprint}
     if duplicates is not None:
         inputs["duplicates"] = duplicates.fingerprint
-    has_quality = any(column.name == "quality" for column in table_spec("faces").columns)
-    min_quality = calibration.min_quality if has_quality else None
-    if min_quality is not None:
+    if calibration.min_quality is not None:
         inputs["faces"] = faces.fingerprint
     settings = {
         "embedder": config.embedder,
         "k": config.k,
         "floor": calibration.pairs.similarity_at(config.floor_fmr),
-        "min_quality": min_quality,
+        "min_quality": calibration.min_quality,
         **input_digest(lake, wanted),
     }
     name = fingerprint("neighbors", settings, stage_module.REVISION, inputs)

@@ -45,7 +45,11 @@ def run_search(
         for warning in searcher.warnings:
             reporter.warn(warning)
         result = searcher.search_files(
-            queries, config.k, label=config.label, min_similarity=config.min_similarity
+            queries,
+            config.k,
+            label=config.label,
+            min_similarity=config.min_similarity,
+            min_quality=config.min_quality,
         )
     for name, problem in result.problems:
         reporter.warn(f"{name}: {problem}")

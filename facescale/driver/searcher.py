@@ -202,6 +202,7 @@ class Searcher:
         names: Sequence[str] | None = None,
         label: str | None = None,
         min_similarity: float = -1.0,
+        min_quality: float = 0.0,
     ) -> SearchResult:
         """The faces nearest to embeddings.
 
@@ -211,6 +212,7 @@ class Searcher:
             names: of the queries; None numbers them from "0".
             label: only faces of images that claim this label.
             min_similarity: leave out hits below this cosine.
+            min_quality: leave out faces of less quality, 0..1; those that nobody has measured stay.
 
         Raises:
             MismatchError: another dimension.
@@ -219,7 +221,7 @@ class Searcher:
         """
         rows = np.atleast_1d(np.asarray(embeddings))
         named = [str(row) for row in range(len(rows))] if names is None else list(names)
-        return self._ask([(named, rows)], [], k, label, min_similarity)
+        return self._ask([(named, rows)], [], k, label, min_similarity, min_quality)
 
     def search_images(
         self,
@@ -229,6 +231,7 @@ class Searcher:
         names: Sequence[str] | None = None,
         label: str | None = None,
         min_similarity: float = -1.0,
+        min_quality: float = 0.0,
     ) -> SearchResult:
         """The faces nearest to each face on some images.
 
@@ -238,6 +241,7 @@ class Searcher:
             names: of the images; None numbers them from "0". Several faces of an image are NAME#face1, NAME#face2, ….
             label: only faces of images that claim this label.
             min_similarity: leave out hits below this cosine.
+            min_quality: leave out faces of less quality, 0..1; those that nobody has measured stay.
 
         Returns:
             Images without a face are among its `problems`.
@@ -257,7 +261,7 @@ class Searcher:
                 raise UsageError(f"image {name}: expected uint8 [H, W, 3] in RGB, got {shape}")
         problems: Problems = []
         pairs = iter(zip(named, images, strict=True))
-        return self._ask(self._described(pairs, problems), problems, k, label, min_similarity)
+        return self._ask(self._described(pairs, problems), problems, k, label, min_similarity, min_quality)
 
     def search_files(
         self,
@@ -266,6 +270,7 @@ class Searcher:
         *,
         label: str | None = None,
         min_similarity: float = -1.0,
+        min_quality: float = 0.0,
     ) -> SearchResult:
         """The faces nearest to those of image files, or to stored embeddings.
 
@@ -275,6 +280,7 @@ class Searcher:
             k: faces for each query.
             label: only faces of images that claim this label.
             min_similarity: leave out hits below this cosine.
+            min_quality: leave out faces of less quality, 0..1; those that nobody has measured stay.
 
         Returns:
             Files that are no images, and images without a face, are among its `problems`.
@@ -287,7 +293,7 @@ class Searcher:
         """
         problems: Problems = []
         vectors = self._of_files([os.fspath(query) for query in queries], problems)
-        return self._ask(vectors, problems, k, label, min_similarity)
+        return self._ask(vectors, problems, k, label, min_similarity, min_quality)
 
     def _ask(
         self,
@@ -296,12 +302,21 @@ class Searcher:
         k: int,
         label: str | None,
         min_similarity: float,
+        min_quality: float,
     ) -> SearchResult:
         tables, count = [RESULTS_SCHEMA.empty_table()], 0
         for names, vectors in queries:
             count += len(vectors)
             tables.append(
-                search_table(self.index, names, vectors, k=k, label=label, min_similarity=min_similarity)
+                search_table(
+                    self.index,
+                    names,
+                    vectors,
+                    k=k,
+                    label=label,
+                    min_similarity=min_similarity,
+                    min_quality=min_quality,
+                )
             )
         return SearchResult(
             pa.concat_tables(tables), count, problems, index=self.index.version.folder, recall=self.recall

@@ -69,6 +69,7 @@ def search_table(
     k: int = 10,
     label: str | None = None,
     min_similarity: float = -1.0,
+    min_quality: float = 0.0,
 ) -> pa.Table:
     """Search, and say for each hit where it is.
 
@@ -79,6 +80,7 @@ def search_table(
         k: faces for each query.
         label: only faces of images that claim this label.
         min_similarity: leave out hits below this cosine.
+        min_quality: leave out faces of less quality, 0..1, and give the next ones; those that nobody has measured stay.
 
     Returns:
         Rows of RESULTS_SCHEMA, by query in the order given, then by rank.
@@ -88,7 +90,7 @@ def search_table(
     """
     if len(names) != len(queries):
         raise UsageError(f"{len(queries)} queries with {len(names)} names: give one name for each")
-    ids, similarities = index.search(queries, k, label=label, names=names)
+    ids, similarities = index.search(queries, k, label=label, min_quality=min_quality, names=names)
     return join_hits(index.lake, names, ids, similarities, min_similarity=min_similarity)
 
 

@@ -24,6 +24,19 @@ PDQ_BITS = 256
 # float16 keeps 11 bits: a unit vector stored in it is at most 2^-11 off in length; four times that is a fault.
 NORM_TOLERANCE = 2.0**-9
 
+_FACE_RANGES = (
+    ("roll_deg", -180, 180),
+    ("inter_eye_px", 0, np.inf),
+    ("sharpness", 0, 1),
+    ("brightness", 0, 1),
+    ("contrast", 0, 1),
+    ("yaw_deg", -90, 90),
+    ("pitch_deg", -90, 90),
+    ("truncation", 0, 1),
+    ("quality", 0, 1),
+)
+"""Column of faces, lowest and highest value; a null is none of them."""
+
 _WITH_FACES = ("ok", "too_many_faces")
 
 
@@ -89,6 +102,10 @@ def _faces(block: pa.Table, ids: NDArray[np.int64]) -> Iterator[tuple[str, NDArr
     yield "det_score is not finite", ~np.isfinite(score)
     after_better = (image_id_of(ids[1:]) == image_id_of(ids[:-1])) & (score[1:] > score[:-1])
     yield "faces of an image are not ordered by descending det_score", np.concatenate([[False], after_better])
+    for name, low, high in _FACE_RANGES:
+        values = block.column(name)
+        known, number = values.is_valid().to_numpy(), values.to_numpy()
+        yield f"{name} is not {low:g}..{high:g}", known & ~((number >= low) & (number <= high))
     lengths = pc.list_value_length(block.column("landmarks")).to_numpy()
     yield (
         "landmarks are not x, y pairs, as many as those of the other faces",

@@ -26,7 +26,7 @@ from facescale.vision.align import eye_centers
 
 @dataclass(frozen=True)
 class HeadModel:
-    """Where a scheme's landmarks are on the mean face, cm from the midpoint of the eyes: x right, y down, z to the viewer.
+    """Where a scheme's landmarks are on the mean face, cm from the midpoint of the eyes; y down, z to the viewer.
 
     Args:
         eyes: distance of the eye centers.

@@ -180,7 +180,9 @@ def _luminance(crop: np.ndarray) -> np.ndarray:
     luma = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
     # A crop is 2 REACH inter-eye distances wide, so its whole is the chip.
     how = cv2.INTER_AREA if len(luma) > _SIDE_PX else cv2.INTER_CUBIC
-    return cv2.resize(luma, (_SIDE_PX, _SIDE_PX), interpolation=how)[_ROWS, _COLUMNS].astype(np.float32)
+    chip = cv2.resize(luma, (_SIDE_PX, _SIDE_PX), interpolation=how)
+    window: np.ndarray = chip[_ROWS, _COLUMNS].astype(np.float32)
+    return window
 
 
 def _depth(faces: FaceViews, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -210,8 +212,8 @@ def _detail(pixels: np.ndarray, deviation: np.ndarray, weight: np.ndarray) -> np
     """Log of the second derivative's deviation over the luminance's, in the direction that has least; float32 [N].
 
     The deviation of the Laplacian is the common measure of focus (Pech-Pacheco et al. 2000). Relative to that of
-    luminance it does not depend on gain; smoothed first, it does not take noise for detail so easily; and taken by direction,
-    each relative to what is usual in a face, it sees the blur of motion, which leaves one direction sharp.
+    luminance it does not depend on gain; smoothed first, it does not take noise for detail so easily; and taken by
+    direction, each relative to what is usual in a face, it sees the blur of motion, which leaves one direction sharp.
     """
     tall = cv2.GaussianBlur(_tall(pixels), (0, 0), _SMOOTHING)
     directions = [
