@@ -5,12 +5,12 @@ mean face of MediaPipe's canonical face model (Apache License 2.0), in cm. A hea
 rolled; so the line through the eyes shows the roll alone, and once that is undone a point y below and z before the
 eyes' midpoint is seen, to one unknown scale,
 
-    (y sin pitch + z cos pitch) sin yaw across,  y cos pitch - z sin pitch down,  and the eyes w cos yaw apart.
+    (z cos pitch - y sin pitch) sin yaw across,  y cos pitch + z sin pitch down,  and the eyes w cos yaw apart.
 
 The scale cancels in how far nose and mouth are down, which leaves the pitch, and then the yaw. A scheme without a mouth
-has no second distance to compare with: noses differ by as much as 8 degrees of pitch would make, and more than half
-of the range that looks up shows the nose as far down as some other pitch does. So its yaw is solved at pitch 0, and
-its pitch is unknown.
+has no second distance to compare with, and noses differ by as much as 8 degrees of pitch would make. So the pitch is
+unknown then, and yaw is solved at pitch 0: right for a level head, and for one that turns by 30 degrees it comes out
+as 10 to 42 once that nods by 20.
 
 Shape legend: N faces, K landmarks.
 """
@@ -89,11 +89,11 @@ def head_pose(landmarks: np.ndarray, scheme: str) -> tuple[np.ndarray, np.ndarra
         return np.where(known, np.degrees(yaw), np.nan).astype(np.float32), unknown
     mouth_across, mouth_down = _in_frame(points[:, model.mouth].mean(axis=1) - middle, axis)
     mouth_y, mouth_z = model.mouth_yz
-    # down / mouth_down = (y - z t) / (mouth_y - mouth_z t), solved for t = tan pitch
-    pitch = np.arctan2(y * mouth_down - mouth_y * down, z * mouth_down - mouth_z * down)
+    # down / mouth_down = (y + z t) / (mouth_y + mouth_z t), solved for t = tan pitch
+    pitch = np.arctan2(mouth_y * down - y * mouth_down, z * mouth_down - mouth_z * down)
     pitch -= np.pi * np.rint(pitch / np.pi)
-    before = y * np.sin(pitch) + z * np.cos(pitch)
-    mouth_before = mouth_y * np.sin(pitch) + mouth_z * np.cos(pitch)
+    before = z * np.cos(pitch) - y * np.sin(pitch)
+    mouth_before = mouth_z * np.cos(pitch) - mouth_y * np.sin(pitch)
     # Least squares of nose and mouth: of a head that looks far up or down one of them is not before the eyes.
     sine = (across * before + mouth_across * mouth_before) / (before**2 + mouth_before**2)
     yaw = np.arctan2(sine * model.eyes, eyes_px)

@@ -25,15 +25,14 @@ EYES_PX = 36
 _SIDE_PX = round(2 * REACH * EYES_PX)
 # The oval, in inter-eye distances from the eyes' midpoint: 0.6 above to 1.6 below, 0.9 to each side.
 _OVAL_DOWN, _OVAL_HALF_WIDTH, _OVAL_HALF_HEIGHT = 0.5, 0.9, 1.1
-_SMOOTHING, _WINDOW = (
-    0.8,
-    2.5,
-)  # px, deviations of the Laplacian's smoothing and of the structure tensor's window
-_BORDER = 9  # px around the oval that these filters look at
-_INSIDE_PX = (
-    2.5  # a pixel this near to the image's border is not measured: filters would see the black beyond
-)
-_MIN_SEEN = 0.05  # of the oval: with less, pixels are not measured
+_SMOOTHING, _WINDOW = 0.8, 2.5
+"""Deviations of the smoothing before second derivatives and of the structure tensor's window, px of the chip."""
+_BORDER = 9
+"""Pixels around the oval that these filters look at."""
+_INSIDE_PX = 2.5
+"""A pixel this near to the image's border is not measured: the filters would see the black beyond."""
+_MIN_SEEN = 0.05
+"""Share of the oval; with less of it inside the image, pixels are not measured."""
 _FACES_AT_ONCE = 64  # 64 windows in ten float32 maps are 20 MB
 
 # Second derivatives across, down and along the diagonals, and their deviation over the luminance's in a face in focus.
@@ -45,10 +44,11 @@ _DIRECTIONS = (
 )
 
 # (x0, w) of 1 / (1 + exp((x0 - x) / w)), the standard's form for turning a measure into a quality value.
-DETAIL = (-1.2, 0.32)
-COHERENCE = (-1.15, 0.28)
-CONTRAST = (0.025, 0.015)
-DARK, BRIGHT = (0.01, 0.005), (0.93, 0.06)
+DETAIL = (-1.3, 0.28)
+STRENGTH = (-2.85, 0.24)
+COHERENCE = (-1.35, 0.2)
+CONTRAST = (0.017, 0.017)
+DARK, BRIGHT = (0.01, 0.005), (0.93, 0.05)
 EYES = (6.5, 3.0)
 YAW, PITCH = (60.0, 8.0), (45.0, 8.0)  # of the absolute angle, and what is left falls with it
 
@@ -152,6 +152,7 @@ def _oval() -> tuple[np.ndarray, slice, slice]:
 
 _OVAL, _ROWS, _COLUMNS = _oval()
 _HEIGHT, _WIDTH = _OVAL.shape
+_OVAL_AT = np.flatnonzero(_OVAL)
 
 
 def _measure(faces: FaceViews) -> np.ndarray:
@@ -163,13 +164,17 @@ def _measure(faces: FaceViews) -> np.ndarray:
     if cut.any():
         depth = _depth(faces.take(cut), y, x)
         inside[cut] = depth > _INSIDE_PX
-        seen[cut] = (depth > 0)[:, _OVAL].mean(axis=1)
-    weight = inside[:, _OVAL].astype(np.float32)
+        seen[cut] = _in_oval(depth > 0).mean(axis=1)
+    weight = _in_oval(inside).astype(np.float32)
     enough = weight.mean(axis=1) > _MIN_SEEN
     weight /= np.maximum(weight.sum(axis=1, keepdims=True), 1)
-    mean, deviation = _moments(pixels[:, _OVAL], weight)
-    sharpness = sigmoid(_detail(pixels, deviation, weight), *DETAIL)
-    sharpness *= sigmoid(_coherence(pixels, inside, weight), *COHERENCE)
+    mean, deviation = _moments(_in_oval(pixels), weight)
+    strength, coherence = _structure(pixels, inside, deviation, weight)
+    sharpness = (
+        sigmoid(_detail(pixels, deviation, weight), *DETAIL)
+        * sigmoid(strength, *STRENGTH)
+        * sigmoid(coherence, *COHERENCE)
+    )
     values = np.where(enough, [sharpness, mean / 255, deviation / 127.5], np.nan)
     components: np.ndarray = np.concatenate([values, 1 - seen[None]]).astype(np.float32)
     return components
@@ -225,11 +230,15 @@ def _detail(pixels: np.ndarray, deviation: np.ndarray, weight: np.ndarray) -> np
     return ratio
 
 
-def _coherence(pixels: np.ndarray, inside: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Log of how much of the gradients' energy has one direction in its surroundings; float32 [N], at most 0.
+def _structure(
+    pixels: np.ndarray, inside: np.ndarray, deviation: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Strength and coherence of the gradients, both as logs; float32 [N] each.
 
-    With the structure tensor's eigenvalues a ≥ b, that is the sum of a - b over the sum of a + b. Edges of a face are
-    coherent, noise and the ringing of strong compression are not (Zhu & Milanfar 2010, whose coherence this is).
+    With the eigenvalues a² ≥ b² of the structure tensor, strength is the mean of a (a - b) / (a + b) over the deviation
+    of luminance, the metric Q of Zhu & Milanfar (2010): edges of a face have one direction, noise and the ringing of
+    strong compression have none, and blur weakens what there is, so it falls with each. Coherence is the sum of
+    a² - b² over that of a² + b², which tells heavy noise from edges.
     """
     across, down = (
         cv2.Sobel(_tall(pixels), cv2.CV_32F, *order, ksize=1, scale=0.5) for order in ((1, 0), (0, 1))
@@ -240,9 +249,12 @@ def _coherence(pixels: np.ndarray, inside: np.ndarray, weight: np.ndarray) -> np
         _in_oval(cv2.GaussianBlur(product, (_BORDER * 2 - 1,) * 2, _WINDOW))
         for product in (across * across, across * down, down * down)
     )
-    directed = (np.sqrt((xx - yy) ** 2 + 4 * xy**2) * weight).sum(axis=1)
-    share: np.ndarray = np.log((directed + 1e-3) / (((xx + yy) * weight).sum(axis=1) + 1e-3))
-    return share
+    middle, spread = (xx + yy) / 2, np.sqrt(((xx - yy) / 2) ** 2 + xy**2)
+    strong, weak = np.sqrt(middle + spread), np.sqrt(np.maximum(middle - spread, 0))
+    directed = strong * (strong - weak) / (strong + weak + 1e-3)
+    strength = np.log(((directed * weight).sum(axis=1) + 0.05) / (deviation + 2))
+    coherence = np.log(((spread * weight).sum(axis=1) + 1e-3) / ((middle * weight).sum(axis=1) + 1e-3))
+    return strength, coherence
 
 
 def _tall(maps: np.ndarray) -> np.ndarray:
@@ -250,6 +262,7 @@ def _tall(maps: np.ndarray) -> np.ndarray:
     return maps.reshape(-1, _WIDTH)
 
 
-def _in_oval(tall: np.ndarray) -> np.ndarray:
-    """The values in the oval of each face, [N, P]."""
-    return tall.reshape(-1, _HEIGHT, _WIDTH)[:, _OVAL]
+def _in_oval(maps: np.ndarray) -> np.ndarray:
+    """The values in the oval of each face, [N, P], of [N, H, W] or [N · H, W]."""
+    # In C order, so that each face is summed in the same order however many there are.
+    return np.take(maps.reshape(-1, _HEIGHT * _WIDTH), _OVAL_AT, axis=1)
