@@ -69,4 +69,6 @@ def rotated(image: np.ndarray, landmarks: np.ndarray, degrees: float) -> tuple[n
     matrix = cv2.getRotationMatrix2D(tuple(landmarks.mean(axis=0)), degrees, 1.0)
     matrix[:, 2] += 150
     size = (image.shape[1] + 300, image.shape[0] + 300)
-    return cv2.warpAffine(image, matrix, size, flags=cv2.INTER_CUBIC), landmarks @ matrix[:, :2].T + matrix[:, 2]
+    return cv2.warpAffine(image, matrix, size, flags=cv2.INTER_CUBIC), landmarks @ matrix[:, :2].T + matrix[
+        :, 2
+    ]

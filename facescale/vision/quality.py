@@ -175,7 +175,8 @@ def _measure(faces: FaceViews) -> np.ndarray:
         * sigmoid(strength, *STRENGTH)
         * sigmoid(coherence, *COHERENCE)
     )
-    values = np.where(enough, [sharpness, mean / 255, deviation / 127.5], np.nan)
+    # A mean of float32 may pass the largest value by its last bit.
+    values = np.where(enough, np.clip([sharpness, mean / 255, deviation / 127.5], 0, 1), np.nan)
     components: np.ndarray = np.concatenate([values, 1 - seen[None]]).astype(np.float32)
     return components
 

@@ -324,6 +324,11 @@ def test_info_and_verify(crawl: Crawl, lake: Path) -> None:
     assert sum(v["bytes"] for v in info["current"]) <= sum(
         f.stat().st_size for f in lake.rglob("*") if f.is_file()
     )
+    faces = next(t for folder, t in current_tables(lake).items() if folder.startswith("faces/"))
+    for column in ("sharpness", "brightness", "contrast", "yaw_deg", "truncation", "quality"):
+        assert faces[column].null_count == 0, column
+    assert faces["pitch_deg"].null_count == NUM_FACES  # the default landmarks have no mouth
+    assert min(faces["quality"].to_pylist()) > 0.3
     text = facescale("lake", "info", lake).out
     assert all(version["fingerprint"] in text for version in info["current"])
 
@@ -355,6 +360,13 @@ def test_search_with_images_and_folders(crawl: Crawl, tmp_path: Path) -> None:
     assert {hit["label"] for hit in only["hits"]} == {"bob"} and len(only["hits"]) == 4
     near = facescale("search", crawl.lake, query, "--min-similarity", "0.999", "--json").json
     assert [hit["uri"] for hit in near["hits"]] == [str(query)]
+
+    (faces,) = [t for folder, t in current_tables(crawl.lake).items() if folder.startswith("faces/")]
+    quality = dict(zip(faces["face_id"].to_pylist(), faces["quality"].to_pylist(), strict=True))
+    bound = sorted(quality.values())[2]  # as float32, what is stored
+    sharp = facescale("search", crawl.lake, query, "-k", "50", "--min-quality", str(bound), "--json").json
+    assert {int(hit["face_id"]) for hit in sharp["hits"]} == {f for f, q in quality.items() if q >= bound}
+    assert facescale("search", crawl.lake, query, "--min-quality", "2").code == 2
 
     output = tmp_path / "hits.parquet"
     folder = facescale("search", crawl.lake, crawl.source, "-k", "1", "--out", output)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,8 +40,11 @@ def write_parts(
     part_rows: int = 256,
     faces_per_image: int = 1,
     embeddings: TableVersion = EMBEDDINGS,
+    quality: np.ndarray | None = None,
 ) -> np.ndarray:
     """Write images, faces, embeddings and labels of one shard; the label of image row r is person r % 7.
+
+    The quality of a face is null where `quality` [faces] is NaN.
 
     Returns:
         face_ids int64, in the order of `vectors`.
@@ -59,7 +62,7 @@ def write_parts(
             lake.store,
             part,
             [
-                (FACES, _faces(face_ids[mine])),
+                (FACES, _faces(face_ids[mine], None if quality is None else quality[mine])),
                 (embeddings, _embeddings(face_ids[mine], vectors[mine])),
                 (
                     IMAGES,
@@ -72,7 +75,7 @@ def write_parts(
     return face_ids
 
 
-def make_lake(uri: str | Path, vectors: np.ndarray, **options: int) -> tuple[Lake, np.ndarray]:
+def make_lake(uri: str | Path, vectors: np.ndarray, **options: Any) -> tuple[Lake, np.ndarray]:
     """A lake with one shard of these embeddings; (lake, face_ids)."""
     lake = Lake.create(str(uri))
     for version, stage in ((IMAGES, "extract"), (FACES, "extract"), (EMBEDDINGS, "embed"), (LABELS, "label")):
@@ -103,7 +106,7 @@ def _images(image_ids: np.ndarray, num_faces: np.ndarray) -> pa.Table:
     )
 
 
-def _faces(face_ids: np.ndarray) -> pa.Table:
+def _faces(face_ids: np.ndarray, quality: np.ndarray | None) -> pa.Table:
     # The box tells the face, so that a wrong join shows.
     left = (image_id_of(face_ids) >> 8) % 1000
     boxes = np.stack([left, face_ids & 255, left + 50, (face_ids & 255) + 50], axis=1).astype(np.float32)
@@ -113,6 +116,7 @@ def _faces(face_ids: np.ndarray) -> pa.Table:
             "box": pa.FixedSizeListArray.from_arrays(boxes.ravel(), 4),
             "landmarks": pa.array([[1.0, 2.0]] * len(face_ids), pa.list_(pa.float32())),
             "det_score": np.ones(len(face_ids), np.float32),
+            **({} if quality is None else {"quality": pa.array(quality, pa.float32(), from_pandas=True)}),
         }
     )
 

@@ -16,13 +16,13 @@ from facescale.config.job import JobConfig
 from facescale.curate import calibration as calibrations
 from facescale.curate.duplicates import representatives
 from facescale.curate.neighbors import NeighborsInputs, NeighborsSettings, NeighborsStage
-from facescale.driver import dry_run
+from facescale.driver import calibrate, dry_run
+from facescale.driver.context import SilentReporter
 from facescale.errors import InfrastructureError, UsageError
 from facescale.lake.ids import image_id_of, make_face_id, make_image_id
 from facescale.lake.lake import Lake
 from facescale.lake.parts import PartKey, TableVersion, commit_part
 from facescale.lake.scan import scan
-from facescale.lake.schema import table_schema
 from facescale.lake.stage import Guard
 from facescale.lake.verify import verify
 
@@ -160,9 +160,6 @@ def test_neighbors(lake: Lake, memory_gib: float) -> None:
     assert run("neighbors", lake, neighbors={"k": 9, "memory_gib": 1.0}).parts_run == 0
 
 
-@pytest.mark.skipif(
-    "quality" not in table_schema("faces").names, reason="the table faces has no column quality"
-)
 def test_faces_below_the_gate_are_in_nobodys_list(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     known = calibrations.load_calibration(MODEL)
     quality = np.linspace(0, 1, COUNT).astype(np.float32)
@@ -181,6 +178,29 @@ def test_faces_below_the_gate_are_in_nobodys_list(lake: Lake, monkeypatch: pytes
     present = set(np.concatenate(table["neighbor_ids"].to_pylist()).astype(int).tolist())
     unmeasured = np.arange(COUNT) % (PART * PER_IMAGE) == 0
     assert present == set(face_ids()[(quality >= 0.5) | unmeasured].tolist())
+
+
+def test_calibration_stores_the_quality_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quantile of the qualities that are known; None where none is, as in a lake of an earlier release."""
+    vectors, quality = people(200, 128, spread=0.1), np.linspace(0.2, 0.9, 200)
+    quality[::7] = np.nan
+    monkeypatch.setattr(calibrate, "_re_encoded", lambda *arguments: np.ones(3))
+    names = np.array([f"person {row // 10}" for row in range(200)], object)
+    for measured in (quality, None):
+        lake, ids = make_lake(tmp_path / f"lake{measured is None}", vectors)
+        write_parts(lake, vectors, embeddings=VECTORS, quality=measured)
+        lake.set_current([TableVersion("crops", "6" * 12)])
+        monkeypatch.setattr(calibrate, "_labels", lambda *arguments, ids=ids: (image_id_of(ids), names))
+        settings = calibrate.CalibrateSettings(embedder=MODEL, fold=None)
+        result = calibrate.run_calibrate(lake.uri, settings, SilentReporter())
+        stored_gate = calibrations.load_calibration(MODEL, lake).min_quality
+        if measured is None:
+            assert stored_gate is None is result.thresholds["min_quality"]
+            assert result.evidence["min_quality"].startswith("none")
+        else:
+            known = np.float32(measured[~np.isnan(measured)])
+            assert stored_gate == pytest.approx(np.quantile(known, 0.02), abs=1e-4)
+            assert result.evidence["counts"]["faces_with_quality"] == len(known)
 
 
 def test_a_part_that_kills_its_workers_is_not_given_up_silently(lake: Lake) -> None:

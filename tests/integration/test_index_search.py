@@ -318,6 +318,44 @@ def test_results_can_be_cut_by_similarity(flat, vectors) -> None:
         search_table(index, ["a"], vectors[:2])
 
 
+@pytest.mark.parametrize(("backend", "kind"), KINDS)
+def test_faces_below_a_quality_leave_their_places_to_others(backend, kind, tmp_path, vectors) -> None:
+    """Nine of ten are poor, so that the first answers must be asked for again; what nobody measured stays."""
+    quality = np.where(np.arange(1200) % 10 == 0, 0.8, 0.3)
+    quality[5::50] = np.nan
+    lake, ids = make_lake(tmp_path / "lake", vectors[:1200], faces_per_image=2, quality=quality)
+    build_index(lake, MODEL, IndexSettings(backend=backend, kind=kind, shard_vectors=700, num_queries=50))
+    good = ~(quality < 0.5)
+    index = Index.open(lake, MODEL)
+    found, sims = index.search(vectors[:30], 8, min_quality=0.5)
+    assert np.isin(found, ids[good]).all() and (np.diff(sims) <= 0).all()
+    if kind == "flat":
+        np.testing.assert_array_equal(
+            found, brute_force(stored(vectors[:1200])[good], ids[good], vectors[:30], 8)
+        )
+    # Also of a label's faces, and when all are asked for.
+    labeled = (image_id_of(ids) >> 8) % 7 == 3
+    mine, _ = index.search(vectors[:3], 1200, label="person 3", min_quality=0.5)
+    np.testing.assert_array_equal(
+        np.sort(mine[:, : (good & labeled).sum()]), np.tile(ids[good & labeled], (3, 1))
+    )
+    assert (mine[:, (good & labeled).sum() :] == -1).all()
+    everything, _ = index.search(vectors[:2], 1200, min_quality=0.5)
+    assert (everything != -1).sum(1).tolist() == [good.sum()] * 2
+    table = search_table(index, ["a"], vectors[:1], k=5, min_quality=0.9)
+    assert set(table["face_id"].to_pylist()) <= set(ids[np.isnan(quality)].tolist()) and table.num_rows == 5
+
+
+def test_a_lake_without_measured_quality_is_searched_whole(flat, vectors) -> None:
+    index = Index.open(flat[0], MODEL)
+    np.testing.assert_array_equal(
+        index.search(vectors[:5], 6, min_quality=1.0)[0], index.search(vectors[:5], 6)[0]
+    )
+    for wrong in (-0.1, 1.1, float("nan")):
+        with pytest.raises(UsageError, match=r"min_quality: expected 0\.\.1"):
+            index.search(vectors[:1], 1, min_quality=wrong)
+
+
 def test_several_claims_on_an_image_are_joined(tmp_path, vectors) -> None:
     lake, ids = make_lake(tmp_path / "lake", vectors[:50])
     build_index(lake, MODEL, IndexSettings())

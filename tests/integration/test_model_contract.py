@@ -1,4 +1,4 @@
-"""What every registered detector, landmarker and embedder must hold to; a new model is tested by being there.
+"""What every registered detector, landmarker, embedder and quality scorer must hold to; being there tests a new one.
 
 Models whose package or weights are not on this machine are skipped by name, but never the default ones.
 """
@@ -9,13 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from quality_samples import LANDMARKS, blurred, joined, resized, views
 from skimage import data
 
-from facescale.errors import FacescaleError
+from facescale.errors import FacescaleError, UsageError
 from facescale.models.registry import cards
 from facescale.vision.align import SCHEMES, TEMPLATES
-from facescale.vision.protocols import Detections, Detector, Embedder, Landmarker
-from facescale.vision.registry import load_detector, load_embedder, load_landmarker
+from facescale.vision.protocols import Detections, Detector, Embedder, Landmarker, QualityScorer
+from facescale.vision.registry import (
+    DEFAULT_QUALITY_SCORER,
+    load_detector,
+    load_embedder,
+    load_landmarker,
+    load_quality_scorer,
+    quality_scorers,
+    register_quality_scorer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -237,3 +246,83 @@ def test_embedder_takes_read_only_chips(embedder: Embedder, chips: np.ndarray) -
     locked = chips.copy()
     locked.setflags(write=False)
     np.testing.assert_array_equal(embedder.embed(locked), embedder.embed(chips))
+
+
+# Quality scorers
+
+QUALITY_RANGES = {
+    "sharpness": (0, 1),
+    "brightness": (0, 1),
+    "contrast": (0, 1),
+    "yaw_deg": (-90, 90),
+    "pitch_deg": (-90, 90),
+    "truncation": (0, 1),
+    "quality": (0, 1),
+}
+
+
+@pytest.fixture(scope="module", params=quality_scorers())
+def scorer(request: pytest.FixtureRequest) -> QualityScorer:
+    if request.param == DEFAULT_QUALITY_SCORER:
+        return load_quality_scorer(request.param)
+    return loaded(load_quality_scorer, request.param)
+
+
+def test_the_default_scorer_is_registered_and_no_other_takes_its_name() -> None:
+    assert DEFAULT_QUALITY_SCORER in quality_scorers()
+    with pytest.raises(UsageError, match="registered already"):
+        register_quality_scorer(
+            DEFAULT_QUALITY_SCORER, lambda **_: load_quality_scorer(DEFAULT_QUALITY_SCORER)
+        )
+    with pytest.raises(UsageError, match="did you mean iso_v1"):
+        load_quality_scorer("iso_v2")
+
+
+def test_scorer_meets_its_protocol(scorer: QualityScorer, portrait: np.ndarray) -> None:
+    assert isinstance(scorer, QualityScorer) and scorer.name in quality_scorers()
+    found = scorer.score(views(portrait))
+    assert set(vars(found)) == set(QUALITY_RANGES)
+    assert 0.5 < found.quality[0] <= 1
+
+
+def test_scorer_takes_no_faces(scorer: QualityScorer, portrait: np.ndarray) -> None:
+    found = scorer.score(views(portrait, np.zeros((0, 5, 2))))
+    assert all(values.shape == (0,) and values.dtype == np.float32 for values in vars(found).values())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_scorer_takes_odd_images_and_landmarks(
+    scorer: QualityScorer, odd_images: list[np.ndarray], scheme: str
+) -> None:
+    rng = np.random.default_rng(3)
+    points = np.stack(
+        [np.zeros((5, 2)), np.full((5, 2), 900.0), rng.uniform(-30, 120, (5, 2)), LANDMARKS / 5]
+    )
+    for image in odd_images:
+        faces = views(image, points, scheme)
+        found = scorer.score(faces)
+        for name, (low, high) in QUALITY_RANGES.items():
+            values = getattr(found, name)
+            assert values.dtype == np.float32 and values.shape == (4,)
+            assert (np.isnan(values) | ((values >= low) & (values <= high))).all(), name
+
+
+def test_scorer_is_independent_of_the_batch(scorer: QualityScorer, portrait: np.ndarray) -> None:
+    singles = [views(blurred(portrait, sigma)) for sigma in (0, 1, 3)]
+    singles += [views(resized(portrait, factor), LANDMARKS * factor) for factor in (0.2, 2)]
+    singles.append(views(np.ascontiguousarray(portrait[:, 120:]), LANDMARKS - (120, 0)))
+    kept = [one.crops[0].copy() for one in singles]
+    alone = [scorer.score(one) for one in singles]
+    many = joined(singles * 15)
+    for _ in range(2):
+        together = scorer.score(many)
+        for name in QUALITY_RANGES:
+            expected = np.concatenate([getattr(one, name) for one in alone] * 15)
+            np.testing.assert_allclose(getattr(together, name), expected, rtol=0, atol=TOLERANCE)
+    assert all(np.array_equal(one.crops[0], pixels) for one, pixels in zip(singles, kept, strict=True))
+
+
+def test_scorer_prefers_the_better_face(scorer: QualityScorer, portrait: np.ndarray) -> None:
+    spoiled = [views(blurred(portrait, 8)), views(resized(portrait, 0.12), LANDMARKS * 0.12)]
+    good, *bad = scorer.score(joined([views(portrait), *spoiled])).quality
+    assert max(bad) < good

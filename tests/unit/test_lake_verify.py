@@ -76,6 +76,17 @@ def set_vectors(name, change):
     return apply
 
 
+def add_column(name, at, value):
+    """A column of sound values and nulls but for one."""
+
+    def apply(table):
+        values = np.full(table.num_rows, 0.5, np.float32)
+        values[at] = value
+        return table.append_column(name, pa.array(values, mask=np.arange(len(values)) == at + 1))
+
+    return apply
+
+
 def put(at, value):
     def change(values):
         values[at] = value
@@ -100,6 +111,10 @@ def put(at, value):
         ("faces", set_column("landmarks", put(3, np.zeros(8))), "landmarks are not x, y pairs, as many as"),
         ("faces", set_column("landmarks", put(3, np.full(10, np.nan))), "landmarks are not finite"),
         ("faces", lambda table: table.slice(1), "1 faces that `images` counts are missing"),
+        ("faces", add_column("quality", 3, 1.01), r"quality is not 0\.\.1"),
+        ("faces", add_column("sharpness", 3, -0.1), r"sharpness is not 0\.\.1"),
+        ("faces", add_column("pitch_deg", 0, np.inf), r"pitch_deg is not -90\.\.90"),
+        ("faces", add_column("truncation", 1, np.nan), r"truncation is not 0\.\.1"),
         ("crops", set_column("jpeg", put(0, b"<html>")), "jpeg does not begin and end as JPEG does"),
         ("crops", set_column("width", put(0, 300)), r"width is not 1\.\.256 px"),
         ("crops", set_vectors("matrix", put((0, 0), -1.0)), "matrix mirrors or flattens"),

@@ -56,7 +56,9 @@ def luma(chip: np.ndarray) -> np.ndarray:
 
 
 def textured(seed: int, smoothing: float = 2.0) -> np.ndarray:
-    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(162, 162, 3)), (smoothing,) * 2 + (0,))
+    noise = ndimage.gaussian_filter(
+        np.random.default_rng(seed).normal(size=(162, 162, 3)), (smoothing,) * 2 + (0,)
+    )
     return np.clip(120 + 160 * smoothing * noise, 0, 255).astype(np.uint8)
 
 
@@ -68,7 +70,9 @@ def test_brightness_and_contrast_are_mean_and_deviation_of_luminance_in_the_oval
     chip = textured(seed)
     values = luma(chip)[oval(162)]
     found = score(chip_views(chip))
-    assert found.brightness[0] == pytest.approx(values.mean() / 255, abs=2e-3)  # OpenCV rounds luma its own way
+    assert found.brightness[0] == pytest.approx(
+        values.mean() / 255, abs=2e-3
+    )  # OpenCV rounds luma its own way
     assert found.contrast[0] == pytest.approx(values.std() / 127.5, abs=2e-3)
 
 
@@ -89,7 +93,9 @@ def test_sharpness_is_the_product_of_its_documented_terms(smoothing: float) -> N
     smooth = ndimage.gaussian_filter(gray, 0.8, truncate=4)
     usual = {(0, 1): 0.095, (1, 0): 0.153, (1, 1): 0.111, (1, -1): 0.111}
     least = min(
-        (np.roll(smooth, step, (0, 1)) + np.roll(smooth, (-step[0], -step[1]), (0, 1)) - 2 * smooth)[mask].std()
+        (np.roll(smooth, step, (0, 1)) + np.roll(smooth, (-step[0], -step[1]), (0, 1)) - 2 * smooth)[
+            mask
+        ].std()
         / (2 if 0 not in step else 1)
         / typical
         for step, typical in usual.items()
@@ -132,7 +138,7 @@ def test_pixels_beyond_the_border_do_not_count(image: np.ndarray) -> None:
 
 
 def test_a_face_outside_the_image_is_worth_nothing(image: np.ndarray) -> None:
-    found = score(views(image, LANDMARKS + (2000, 0)))
+    found = score(views(image, LANDMARKS + np.array([2000, 0])))
     assert found.truncation[0] == 1 and found.quality[0] == 0
     assert np.isnan([found.sharpness[0], found.brightness[0], found.contrast[0]]).all()
 
@@ -185,7 +191,9 @@ def test_quality_falls_as_the_face_gets_smaller(image: np.ndarray) -> None:
 
 
 def test_quality_falls_as_the_head_rolls(image: np.ndarray) -> None:
-    quality = [score(views(*rotated(image, LANDMARKS, angle))).quality[0] for angle in (0, 20, 45, 90, 135, 175)]
+    quality = [
+        score(views(*rotated(image, LANDMARKS, angle))).quality[0] for angle in (0, 20, 45, 90, 135, 175)
+    ]
     assert (np.diff(quality) < 0).all() and quality[-1] < 0.05, quality
 
 
@@ -200,7 +208,9 @@ def test_quality_falls_as_the_image_cuts_the_face(image: np.ndarray) -> None:
 
 def test_a_face_does_not_depend_on_the_others(image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     spoiled = [spoil(image, level) for spoil, levels in SPOILED.values() for level in levels]
-    singles = [views(one) for one in spoiled] + [views(np.ascontiguousarray(image[:, 120:]), LANDMARKS - (120, 0))]
+    singles = [views(one) for one in spoiled] + [
+        views(np.ascontiguousarray(image[:, 120:]), LANDMARKS - (120, 0))
+    ]
     alone = [score(one) for one in singles]
     for at_once in (64, 5):
         monkeypatch.setattr("facescale.vision.quality._FACES_AT_ONCE", at_once)
@@ -214,6 +224,7 @@ def test_unknown_angles_count_as_frontal() -> None:
     known = {name: np.array([0.5]) for name in ("sharpness", "brightness", "contrast", "truncation")}
     rest = {"roll_deg": np.zeros(1), "inter_eye_px": np.array([40.0])}
     unknown, zero = (
-        combine(yaw_deg=np.array([angle]), pitch_deg=np.array([angle]), **known, **rest) for angle in (np.nan, 0.0)
+        combine(yaw_deg=np.array([angle]), pitch_deg=np.array([angle]), **known, **rest)
+        for angle in (np.nan, 0.0)
     )
     assert unknown == zero and unknown > 0
