@@ -30,7 +30,6 @@ from facescale.lake.fingerprint import fingerprint
 from facescale.lake.ids import image_id_of, make_image_id
 from facescale.lake.parts import DoneParts, TableVersion, commit_part, list_done
 from facescale.lake.scan import scan, sum_counters
-from facescale.lake.schema import table_spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -167,8 +166,7 @@ def plan_cluster(lake: Lake, config: ClusterConfig) -> ClusterPlan:
     inputs = {"neighbors": neighbors.fingerprint, "embeddings": embeddings.fingerprint}
     if duplicates is not None:
         inputs["duplicates"] = duplicates.fingerprint
-    has_quality = any(column.name == "quality" for column in table_spec("faces").columns)
-    min_quality = calibration.min_quality if has_quality else None
+    min_quality = calibration.min_quality
     if min_quality is not None:
         inputs["faces"] = faces.fingerprint
     made_of, made_with = described.get("inputs", {}), described.get("settings", {})
