@@ -17,7 +17,7 @@ NEEDS_SOURCE = ("run", "extract")
 
 
 class JobConfig(Config):
-    """Configuration of `run`, `extract`, `embed` and `index`. In YAML the nested parts are sections."""
+    """Configuration of every job. In YAML the nested parts are sections."""
 
     src: str | None = None
     """Photographs: a folder, a tar, a Parquet file, or a folder or URL of those."""
