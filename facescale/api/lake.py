@@ -62,6 +62,7 @@ class Faces:
         box: float32 [N, 4], x1, y1, x2, y2 px.
         landmarks: float32 [N, P, 2], x, y px.
         det_score: float32 [N], the detector's raw score.
+        quality: float32 [N], 0 to 1; NaN where nobody has measured it.
     """
 
     face_id: NDArray[np.int64]
@@ -69,6 +70,7 @@ class Faces:
     box: NDArray[np.float32]
     landmarks: NDArray[np.float32]
     det_score: NDArray[np.float32]
+    quality: NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,8 +212,8 @@ class Lake(lake_module.Lake):
         )
 
     def faces(self) -> Faces:
-        """All faces as arrays: 76 bytes a face with five landmarks."""
-        found = self.table("faces", ["face_id", "box", "landmarks", "det_score"])
+        """All faces as arrays: 80 bytes a face with five landmarks."""
+        found = self.table("faces", ["face_id", "box", "landmarks", "det_score", "quality"])
         face_id, N = found["face_id"].to_numpy(), found.num_rows
         points = _values(found["landmarks"])
         if N and len(points) % (2 * N):
@@ -222,6 +224,7 @@ class Lake(lake_module.Lake):
             _values(found["box"]).reshape(N, 4),
             points.reshape(N, len(points) // (2 * N) if N else 0, 2),
             found["det_score"].to_numpy(),
+            found["quality"].fill_null(np.nan).to_numpy(),
         )
 
     def embeddings(self, model: str | None = None) -> Embeddings:

@@ -70,7 +70,7 @@ def test_examples(finished_crawl: Path, tmp_path: Path, monkeypatch: pytest.Monk
             queries += 1
             expected = [re.split(r"\s{2,}", line.strip()) for line in shown.strip().splitlines()]
             assert answer_of(code) == expected, code
-    assert queries == 6
+    assert queries == 7
     assert known["losses"].rows()[0] == ("id_0002", 5, pytest.approx(0.2))
     assert known["training"].columns[:2] == ["face_id", "label_out"] and len(known["training"]) == 17
 

@@ -167,6 +167,7 @@ def test_tables(toy: tuple[facescale.Lake, np.ndarray, np.ndarray]) -> None:
     np.testing.assert_array_equal(faces.box[:, 2], faces.box[:, 0] + 50)
     assert (faces.box.shape, faces.landmarks.shape) == ((300, 4), (300, 1, 2))
     assert (faces.landmarks == [1, 2]).all()
+    assert faces.quality.dtype == np.float32 and np.isnan(faces.quality).all()  # nobody measured it
     images = lake.images()
     assert images.uri[0] == "/photos/0.jpg" and set(images.status) == {"ok"} and images.num_faces.sum() == 300
     blocks = list(lake.scan("labels", ["label"], batch_rows=10))
@@ -273,6 +274,7 @@ def test_pixels_files_embeddings_and_the_command_agree(crawl: Path) -> None:
     lake = facescale.Lake.open("crawl.lake")
     images = lake.images()
     (at,) = [row for row, uri in enumerate(images.uri) if uri.endswith(file)]
+    assert ((lake.faces().quality > 0) & (lake.faces().quality < 1)).all()
     vectors = lake.embeddings()
     own = vectors.vectors[image_id_of(vectors.face_id) == images.image_id[at]]
     pq.write_table(pa.table({"embedding": list(own), "name": ["me"]}), crawl / "me.parquet")
