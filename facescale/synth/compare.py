@@ -8,14 +8,15 @@ Shape legend: T truth rows, B planted faces, F found faces, Q queries, K hits of
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from facescale.lake.ids import image_id_of
+from facescale.synth.curated import Planted, curated_lines
 from facescale.synth.plan import (
     CLEAN,
     EXACT_DUPLICATE,
@@ -43,18 +44,20 @@ class Evidence:
         faces: face_id, box of the faces table.
         search: face_ids int64 [Q] → the face_ids most similar to each, int64 [Q, K], best first, -1 where there
             are fewer; the query itself may be among them. None leaves the lines about identity out.
+        curation: those there are of the tables duplicates, clusters and decisions; see curated.curated_lines.
     """
 
     images: pa.Table
     faces: pa.Table
     search: Search | None
+    curation: Mapping[str, pa.Table] = field(default_factory=dict)
 
 
 class Comparison:
     """Truth rows, image rows and faces brought together once; each method is one or two lines of the table."""
 
     def __init__(self, truth: pa.Table, evidence: Evidence) -> None:
-        self._search = evidence.search
+        self._search, self._curation = evidence.search, evidence.curation
         self._truth = truth
         self._kind = np.array(truth["kind"].to_pylist(), object)
         row = _rows_by_path(truth["path"], evidence.images["uri"])
@@ -67,6 +70,9 @@ class Comparison:
         self._num_true = _ints(truth["num_faces"])
         group = _ints(pc.fill_null(truth["group"], -1))
         self._group = np.where(group >= 0, group, len(truth) + np.arange(len(truth)))
+        path = pa.array(truth["path"].to_pylist())
+        original = _ints(pc.index_in(truth["original"], value_set=path))
+        self._original = np.where(original >= 0, original, np.arange(len(truth)))
         self._face_ids, self._row_of_face, self._who, self._hits_of_row = self._match(evidence.faces)
 
     def lines(self) -> dict[str, tuple[int, int]]:
@@ -86,7 +92,23 @@ class Comparison:
         expected = np.array(self._truth["status"].to_pylist(), object)
         for kind in sorted({k for k in self._kind if k.startswith("damaged_")}):
             lines[kind] = _count(self._kind == kind, self._status == expected)
-        return lines | self._copies() | ({} if self._search is None else self._identity(self._search))
+        lines |= self._copies()
+        if self._search is not None:
+            lines |= self._identity(self._search)
+        return lines | curated_lines(self._planted(), self._curation)
+
+    def _planted(self) -> Planted:
+        return Planted(
+            kind=self._kind,
+            claimed=np.array(self._truth["claimed"].to_pylist(), object),
+            original=self._original,
+            group=self._group,
+            num_faces=self._num_true,
+            image_id=np.where(self._present, _ints(self._image["image_id"]), -1),
+            face_id=self._face_ids,
+            row=self._row_of_face,
+            who=self._who,
+        )
 
     def _match(self, faces: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Pair planted with found faces by IoU.
@@ -122,9 +144,7 @@ class Comparison:
         return face_ids, row_of_face, who, hits
 
     def _copies(self) -> dict[str, tuple[int, int]]:
-        path = pa.array(self._truth["path"].to_pylist())
-        original = pc.index_in(self._truth["original"], value_set=path)
-        original = _ints(pc.fill_null(original, 0))
+        original = self._original
         both = self._present & self._present[original]
         sha = np.array(self._image["sha256"].to_pylist(), object)
         hashed = self._present & np.array(self._image["pdq"].is_valid().to_pylist(), bool)

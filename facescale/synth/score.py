@@ -17,6 +17,7 @@ import yaml
 
 from facescale.errors import UsageError
 from facescale.lake.lake import Lake
+from facescale.lake.parts import NO_MODEL
 from facescale.lake.scan import scan, scan_ids
 from facescale.lake.schema import table_schema
 from facescale.synth.compare import Comparison, Evidence
@@ -113,7 +114,26 @@ def _read(lake: Lake, embedder: str | None) -> Evidence:
         )
     if not tables["images"].num_rows:
         raise UsageError(f"{lake.uri} holds no image yet: run `facescale run` on the images of the crawl")
-    return Evidence(tables["images"], tables["faces"], _search(lake, embedder))
+    return Evidence(tables["images"], tables["faces"], _search(lake, embedder), _curation(lake, embedder))
+
+
+def _curation(lake: Lake, embedder: str | None) -> dict[str, pa.Table]:
+    """The tables of curation that the lake has."""
+    wanted = {
+        "duplicates": ["image_id", "representative"],
+        "clusters": ["face_id", "cluster_id"],
+        "decisions": ["face_id", "label_out"],
+    }
+    found = {}
+    for table, columns in wanted.items():
+        models = [NO_MODEL] if table == "duplicates" else lake.current_models(table)
+        model = models[0] if len(models) == 1 else embedder
+        version = lake.current(table, model) if model is not None else None
+        if version is not None:
+            rows = list(scan(lake, version, columns=columns))
+            empty = table_schema(table).empty_table().select(columns)
+            found[table] = pa.concat_tables(rows) if rows else empty
+    return found
 
 
 def _search(lake: Lake, embedder: str | None) -> Search:
