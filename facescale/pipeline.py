@@ -233,7 +233,7 @@ def run_demo(
         images_per_identity=images_per_identity,
         seed=seed,
         workers=workers,
-        run=lambda config: run_job("run", config, report),
+        run=lambda job, config: run_job(job, config, report),
         reporter=report,
     )
 

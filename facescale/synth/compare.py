@@ -105,6 +105,7 @@ class Comparison:
             group=self._group,
             num_faces=self._num_true,
             image_id=np.where(self._present, _ints(self._image["image_id"]), -1),
+            whole=self._status == "ok",
             face_id=self._face_ids,
             row=self._row_of_face,
             who=self._who,

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _NONE = -1
+_UNASSIGNED = -2  # the table has the face, and no cluster for it
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,7 @@ class Planted:
         group: int64 [T], equal for copies of one another.
         num_faces: int64 [T], planted faces.
         image_id: int64 [T], -1 where the lake has no such image.
+        whole: bool [T], files that could be decoded; damaged ones may be equal byte by byte.
         face_id: int64 [F], ascending.
         row: int64 [F], truth row of each face, -1 for none.
         who: int64 [F], whom it shows, -1 where nobody was planted.
@@ -45,6 +47,7 @@ class Planted:
     group: np.ndarray
     num_faces: np.ndarray
     image_id: np.ndarray
+    whole: np.ndarray
     face_id: np.ndarray
     row: np.ndarray
     who: np.ndarray
@@ -58,7 +61,7 @@ def curated_lines(planted: Planted, tables: Mapping[str, pa.Table]) -> dict[str,
         tables: those there are of duplicates (image_id, representative), clusters (face_id, cluster_id) and
             decisions (face_id, label_in, label_out, verdict).
     """
-    lines = {}
+    lines: dict[str, tuple[int, int]] = {}
     if "duplicates" in tables:
         lines |= _duplicates(planted, tables["duplicates"])
     if "clusters" in tables:
@@ -83,13 +86,13 @@ def _duplicates(planted: Planted, table: pa.Table) -> dict[str, tuple[int, int]]
     unharmed = group_of_kept == planted.group
     return {
         "copies_collapsed": _count(is_copy, collapsed),
-        "others_untouched": _count(there, unharmed),
+        "others_untouched": _count(planted.whole, there & unharmed),
     }
 
 
 def _clusters(planted: Planted, table: pa.Table) -> dict[str, tuple[int, int]]:
     """Faces of images without planted difficulties, copies apart; and pairs of people on one image."""
-    cluster = _of_faces(planted, table, pc.fill_null(table["cluster_id"], _NONE))
+    cluster = _of_faces(planted, table, pc.fill_null(table["cluster_id"], _UNASSIGNED))
     kind = np.where(planted.row >= 0, planted.kind[planted.row], "")
     plain = np.flatnonzero((planted.who >= 0) & np.isin(kind, (CLEAN, WRONG_LABEL)))
     who, own = planted.who[plain], cluster[plain]
@@ -98,7 +101,7 @@ def _clusters(planted: Planted, table: pa.Table) -> dict[str, tuple[int, int]]:
     main_of_cluster = _most_common(own, who, own >= 0)
     whole = (own >= 0) & (own == main_of_person)
     pure = (own >= 0) & (who == main_of_cluster)
-    pairs = np.flatnonzero((planted.who >= 0) & (kind == TWO_FACES))
+    pairs = np.flatnonzero((planted.who >= 0) & (kind == TWO_FACES) & (cluster != _NONE))
     both = np.bincount(planted.row[pairs], minlength=len(planted.kind)) == 2
     seen = pairs[cluster[pairs] >= 0]
     keys = np.stack([planted.row[seen], cluster[seen]])
