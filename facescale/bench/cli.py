@@ -178,6 +178,53 @@ def memory(
     )
 
 
+@bench_app.command()
+def clusters(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="PHOTOS|LAKE",
+            help="Photographs with labels.csv, or a lake with neighbors whose labels are right.",
+        ),
+    ],
+    lake: Annotated[
+        str | None, typer.Option(help="Lake to make of PHOTOS or go on with; default: a temporary one.")
+    ] = None,
+    embedder: Annotated[str, typer.Option(help="Calibrated embedder.")] = "dlib_resnet",
+    rival: Annotated[bool, typer.Option(help="Compare with the leidenalg package too.")] = True,
+    rival_env: Annotated[
+        str | None,
+        typer.Option(help="Folder of its virtual environment, made if absent; default: in the user's cache."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=2, help="Thresholds that each of the others tries.")] = 33,
+    min_face_px: MinFacePx = 40,
+    out: Out = None,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Clusters at our one setting, beside connected components and Leiden at the thresholds that suit them best.
+
+    PHOTOS holds labels.csv with the columns path (relative to PHOTOS), kind (single: one person is meant) and identity
+    (empty where unknown). Installs leidenalg and igraph, which are under the GPL, into a virtual environment of their
+    own the first time.
+    """
+    from facescale.bench.clusters import bench_clusters
+
+    set_up_logging(verbose)
+    _run(
+        bench_clusters,
+        source,
+        json_output,
+        out,
+        lake=lake,
+        embedder=embedder,
+        rival=rival,
+        rival_env=rival_env,
+        steps=steps,
+        min_face_px=min_face_px,
+    )
+
+
 def _run(
     measure: Callable[..., Result], photos: str, json_output: bool, out: str | None, **options: Any
 ) -> None:

@@ -1,7 +1,7 @@
-"""A process of its own that answers requests, a line of JSON each: the bare loop, and the face_recognition package.
+"""A process of its own that answers requests, a line of JSON each: the bare loop, face_recognition, leidenalg.
 
-Called by facescale.bench.speed. Models are loaded once; between requests the process waits and takes no time from the
-others. What it writes to standard error is kept, for the message when it dies.
+Called by facescale.bench.speed and facescale.bench.clusters. Models are loaded once; between requests the process
+waits and takes no time from the others. What it writes to standard error is kept, for the message when it dies.
 """
 
 from __future__ import annotations
@@ -10,18 +10,17 @@ import json
 import subprocess
 import sys
 import tempfile
-import venv
-from importlib import metadata, resources
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from facescale.errors import FacescaleError, UsageError
+from facescale.bench.environment import make_environment, same_versions
+from facescale.errors import FacescaleError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
 _SHOWN_CHARACTERS = 2000
-_STAMP = "complete"
 
 
 class Contender:
@@ -100,7 +99,12 @@ def bare_loop(min_face_px: int) -> Contender:
 
 def face_recognition(environment: Path, *, upsample: int) -> Contender:
     """The face_recognition package in an environment of its own, made when it is not there yet."""
-    python = make_environment(environment)
+    python = make_environment(
+        environment,
+        "the face_recognition package",
+        rival_requirements(),
+        without="--no-rival, or --rival-env",
+    )
     script = resources.files("facescale.bench").joinpath("face_recognition_loop.py")
     return Contender("face_recognition", [str(python), "-W", "ignore", str(script), str(upsample)])
 
@@ -112,39 +116,22 @@ def rival_requirements() -> list[str]:
     everything by name. It reads its weights through pkg_resources, which setuptools 81 no longer has. numpy, Pillow
     and dlib-bin are those of this environment, so that the comparison is not one of their versions.
     """
-    here = []
-    for name in ("dlib-bin", "face_recognition_models", "numpy", "pillow"):
-        try:
-            here.append(f"{name}=={metadata.version(name)}")
-        except metadata.PackageNotFoundError:
-            here.append(name)
+    here = same_versions(("dlib-bin", "face_recognition_models", "numpy", "pillow"))
     return ["face_recognition==1.3.0", *here, "setuptools<81"]
 
 
-def make_environment(folder: Path) -> Path:
-    """Make a virtual environment with the face_recognition package, or take the one that is there.
+def leiden(environment: Path) -> Contender:
+    """The leidenalg package in an environment of its own, made when it is not there yet.
 
-    Args:
-        folder: where; a stamp inside tells whether it is complete and of these versions.
-
-    Returns:
-        Its Python.
-
-    Raises:
-        UsageError: the installation failed; the message has pip's last words.
+    It and igraph, which it works on, are under the GPL: they are neither dependencies nor part of this process.
     """
-    wanted, stamp = "\n".join(rival_requirements()), folder / _STAMP
-    python = folder / "bin" / "python"
-    if stamp.exists() and stamp.read_text("utf-8") == wanted:
-        return python
-    venv.create(folder, with_pip=True, clear=True, symlinks=True)
-    command = [str(python), "-m", "pip", "install", "--quiet", "--no-deps", *rival_requirements()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UsageError(
-            f"the face_recognition package cannot be installed into {folder}: {done.stderr.strip()[-800:]}\n"
-            "Without a network use --no-rival, or --rival-env with an environment made elsewhere by: "
-            f"python -m pip install --no-deps {' '.join(rival_requirements())}"
-        )
-    stamp.write_text(wanted, "utf-8")
-    return python
+    python = make_environment(
+        environment, "the leidenalg package", leiden_requirements(), without="--no-rival, or --rival-env"
+    )
+    script = resources.files("facescale.bench").joinpath("leiden_loop.py")
+    return Contender("leidenalg", [str(python), str(script)])
+
+
+def leiden_requirements() -> list[str]:
+    """What the environment of the leidenalg package holds."""
+    return ["leidenalg==0.12.0", "igraph==1.0.0", "texttable==1.7.2", *same_versions(["numpy"])]

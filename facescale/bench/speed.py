@@ -7,7 +7,6 @@ does at its start (planning, starting workers, loading models) is inside extract
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 import time
@@ -21,6 +20,7 @@ import numpy as np
 
 from facescale.bench.bare_loop import STEPS
 from facescale.bench.contender import bare_loop, face_recognition
+from facescale.bench.environment import default_folder
 from facescale.bench.metrics import share
 from facescale.bench.photos import evenly, find_photos, link_photos
 from facescale.bench.results import Goal, Result, timed
@@ -148,7 +148,7 @@ def bench_extract(
         race.bare = stack.enter_context(bare_loop(min_face_px))
         if rival_photos:
             reporter.say("preparing the face_recognition package")
-            environment = Path(rival_env) if rival_env else default_rival_env()
+            environment = Path(rival_env) if rival_env else default_folder("face-recognition")
             race.rival = stack.enter_context(face_recognition(environment, upsample=_UPSAMPLES[min_face_px]))
         stack.enter_context(ray_session(None))
         race.warm_up()
@@ -156,12 +156,6 @@ def bench_extract(
         race.run(rounds, evenly(links, rival_photos))
     _add_figures(result, race, photos, evenly(photos, rival_photos))
     return result
-
-
-def default_rival_env() -> Path:
-    """Where the face_recognition package's environment is kept: the user's cache folder."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "facescale" / "bench-face-recognition"
 
 
 class _Race:

@@ -17,10 +17,10 @@ class ClusterConfig(Config):
     embedder: str = "dlib_resnet"
     """Whose embeddings and neighbors; it must be calibrated."""
 
-    link_ratio: float = Field(default=0.3, gt=0, le=100)
+    link_ratio: float = Field(default=0.1, gt=0, le=100)
     """For the links between faces that labels spread over. Strict, as one wrong link can join two people."""
 
-    merge_ratio: float = Field(default=30.0, gt=0, le=1000)
+    merge_ratio: float = Field(default=20.0, gt=0, le=1000)
     """For the mean similarity of a single face to another face or cluster that it joins."""
 
     merge_ratio_large: float = Field(default=10.0, gt=0, le=1000)

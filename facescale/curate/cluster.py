@@ -48,8 +48,8 @@ _CAP_ROUNDS = 12
 class ClusterRules:
     """Settings; config.cluster says what they mean."""
 
-    link_ratio: float = 0.3
-    merge_ratio: float = 30.0
+    link_ratio: float = 0.1
+    merge_ratio: float = 20.0
     merge_ratio_large: float = 10.0
     max_size: int = 100_000
 
