@@ -9,65 +9,25 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from clustered_people import calibration, partition, simulate
+from cluster_lakes import MODEL, PART, PER_IMAGE, VECTORS, calibrated, config, new_lake, read, run
+from clustered_people import partition, simulate
 from index_lakes import FACES, IMAGES, write_parts
 
 from facescale import pipeline
-from facescale.config.job import JobConfig
-from facescale.curate.calibration import Calibration, calibration_path, dump_calibration
+from facescale.curate.calibration import calibration_path
 from facescale.driver import cluster as driver
 from facescale.errors import MismatchError, UsageError
 from facescale.evaluate.clusters import score_clusters
 from facescale.lake.ids import image_id_of, make_face_id, make_image_id
 from facescale.lake.lake import Lake
 from facescale.lake.parts import PartKey, TableVersion, commit_part
-from facescale.lake.scan import scan
 from facescale.lake.schema import table_schema
 from facescale.lake.verify import verify
 
 pytest.importorskip("faiss")
-MODEL = "simulated"
-VECTORS = TableVersion("embeddings", "3" * 12, MODEL)
 DUPLICATES = TableVersion("duplicates", "6" * 12)
-PEOPLE, PER_IMAGE, PART = 24, 2, 16
+PEOPLE = 24
 COPIES = {70: 3, 71: 3, 90: 14}  # image rows: copy → what it is a copy of
-
-
-def config(lake: Lake, **sections: Any) -> JobConfig:
-    models = {"neighbors": {"embedder": MODEL, "k": 30}, "cluster": {"embedder": MODEL}}
-    for name, values in sections.items():
-        models[name] = models.get(name, {}) | values
-    return JobConfig.model_validate({"lake": lake.uri, "engine": {"workers": 0}, **models})
-
-
-def run(job: str, lake: Lake, **sections: Any) -> Any:
-    """The one stage of a job."""
-    (stage,) = pipeline.run_job(job, config(lake, **sections)).stages
-    return stage
-
-
-def read(lake: Lake, table: str = "clusters", model: str = MODEL) -> pa.Table:
-    version = lake.current(table, model)
-    assert version is not None
-    return pa.concat_tables(list(scan(lake, version)))
-
-
-def calibrated(lake: Lake, **changes: Any) -> Calibration:
-    known = Calibration(**{**vars(calibration()), **changes})
-    lake.store.write_bytes(calibration_path(MODEL), dump_calibration(known))
-    return known
-
-
-def new_lake(folder: Path, unit: np.ndarray, *, faces_per_image: int = PER_IMAGE) -> Lake:
-    lake = Lake.create(str(folder))
-    for version, stage in ((IMAGES, "extract"), (FACES, "extract"), (VECTORS, "embed")):
-        inputs = {"faces": FACES.fingerprint} if version is VECTORS else {}
-        lake.write_version(version, stage=stage, settings={}, revision=1, inputs=inputs)
-    if len(unit):
-        write_parts(lake, unit, faces_per_image=faces_per_image, part_rows=PART, embeddings=VECTORS)
-    lake.set_current([IMAGES, FACES, VECTORS])
-    calibrated(lake)
-    return lake
 
 
 def crowd() -> tuple[np.ndarray, np.ndarray]:
