@@ -60,7 +60,7 @@ def test_a_lake_is_scored_by_its_labels_and_only_looked_at(tmp_path: Path) -> No
 
 def test_what_cannot_be_scored_is_said(tmp_path: Path) -> None:
     lake = new_lake(tmp_path / "lake", simulate([4], seed=1)[0])
-    with pytest.raises(UsageError, match="has no labels.csv, and a lake needs no --lake"):
+    with pytest.raises(UsageError, match=r"has no labels\.csv, and a lake needs no --lake"):
         bench_clusters(lake.uri, SilentReporter(), lake="other", embedder=MODEL)
     bare = new_lake(tmp_path / "bare", np.empty((0, 64), np.float32))
     with pytest.raises(UsageError, match="has no labels, so there is nothing to score"):
