@@ -145,6 +145,24 @@ def test_wrong_settings_are_usage_errors(tmp_path: Path) -> None:
     assert not (tmp_path / "lake").exists()
 
 
+def test_evaluate_and_calibrate(crawl: Path) -> None:
+    """Against the truth of the crawl: one wrong label, found; too few people to calibrate on, which is said."""
+    truth = pq.read_table("crawl/truth.parquet", columns=["path", "identities"]).to_pylist()
+    lines = [f"{row['path']},{row['identities'][0]}" for row in truth if len(row["identities"]) == 1]
+    Path("truth.csv").write_text("\n".join(["path,identity", *lines]) + "\n", encoding="utf-8")
+    cleaning = facescale.evaluate_cleaning("crawl.lake", "truth.csv")
+    (scores,) = cleaning.scores.values()
+    assert (scores["precision"], scores["recall"]) == (1, 1)
+    clusters = facescale.evaluate_clusters(facescale.Lake.open("crawl.lake"), Path("truth.csv"))
+    assert {round(value["bcubed_f"], 6) for value in clusters.scores.values()} == {1.0}
+    with pytest.raises(
+        facescale.errors.UsageError, match=r"14 faces of 3 people.*cannot calibrate dlib_resnet"
+    ):
+        facescale.calibrate("crawl.lake", labels="truth.csv", label_column="identity", fold=None)
+    with pytest.raises(facescale.errors.UsageError, match="nothing.csv cannot be read"):
+        facescale.evaluate_clusters("crawl.lake", "nothing.csv")
+
+
 def test_one_embedder_is_taken_for_every_stage_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[JobConfig] = []
     monkeypatch.setattr(pipeline, "run_job", lambda job, config, reporter: seen.append(config))
