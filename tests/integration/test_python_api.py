@@ -159,7 +159,7 @@ def test_evaluate_and_calibrate(crawl: Path) -> None:
         facescale.errors.UsageError, match=r"14 faces of 3 people.*cannot calibrate dlib_resnet"
     ):
         facescale.calibrate("crawl.lake", labels="truth.csv", label_column="identity", fold=None)
-    with pytest.raises(facescale.errors.UsageError, match="nothing.csv cannot be read"):
+    with pytest.raises(facescale.errors.UsageError, match=r"nothing\.csv cannot be read"):
         facescale.evaluate_clusters("crawl.lake", "nothing.csv")
 
 
