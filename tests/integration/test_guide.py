@@ -72,7 +72,9 @@ def test_examples(finished_crawl: Path, tmp_path: Path, monkeypatch: pytest.Monk
             assert answer_of(code) == expected, code
     assert queries == 7
     assert known["losses"].rows()[0] == ("id_0002", 5, pytest.approx(0.2))
-    assert known["training"].columns[:2] == ["face_id", "label_out"] and len(known["training"]) == 17
+    training = known["training"]
+    assert set(training["label_out"]) == {"id_0000", "id_0001", "id_0002"} and len(training) == 17 - 2
+    assert {jpeg[:2] for jpeg in training["jpeg"]} == {b"\xff\xd8"}
 
 
 def test_commands_and_flags_exist() -> None:
