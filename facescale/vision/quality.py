@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from scipy.special import expit
 
 from facescale.vision.crops import REACH, face_geometry
 from facescale.vision.pose import head_pose
@@ -118,7 +119,7 @@ def combine(
     Returns:
         float32 [N] in 0..1.
     """
-    yaw, pitch = (np.abs(np.nan_to_num(angle)) for angle in (yaw_deg, pitch_deg))
+    yaw, pitch = (np.where(np.isnan(angle), 0, np.abs(angle)) for angle in (yaw_deg, pitch_deg))
     score = (
         np.asarray(sharpness, np.float64)
         * sigmoid(contrast, *CONTRAST)
@@ -130,14 +131,12 @@ def combine(
         * np.cos(np.radians(roll_deg) / 2) ** 2
         * (1 - np.asarray(truncation, np.float64)) ** 1.5
     )
-    total: np.ndarray = np.nan_to_num(score).astype(np.float32)
-    return total
+    return np.where(np.isnan(score), 0, score).astype(np.float32)
 
 
 def sigmoid(x: np.ndarray, x0: float, w: float) -> np.ndarray:
     """1 / (1 + exp((x0 - x) / w)), float64; 1/2 at x0."""
-    steps = np.clip((x0 - np.asarray(x, np.float64)) / w, -50, 50)
-    curve: np.ndarray = 1 / (1 + np.exp(steps))
+    curve: np.ndarray = expit((np.asarray(x, np.float64) - x0) / w)
     return curve
 
 
