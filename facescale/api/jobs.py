@@ -61,9 +61,9 @@ def run(
     """Run every stage in order; calling it again resumes it.
 
     Examples:
-        >>> summary = facescale.run("crawl/images", "new.lake", labels="folder", min_face_px=80, workers=0)
+        >>> summary = facescale.run("crawl/images/id_0001", "new.lake", min_face_px=80, workers=0)
         >>> summary.exit_code, summary.stage("extract").counters["images"]
-        (0, 24)
+        (0, 7)
 
     Args:
         src: photographs: a folder, a tar, a Parquet file, or a folder or URL of those.

@@ -44,9 +44,10 @@ def search(
     """Search once; a program that searches often keeps a `facescale.Searcher`.
 
     Examples:
-        >>> found = facescale.search("crawl.lake", ["crawl/images/id_0002"], k=1, label="id_0001")
-        >>> found.queries, {hit.label for hit in found.rows()}, len(found.problems)
-        (5, {'id_0001'}, 2)
+        >>> photograph, page = "crawl/images/id_0002/img_00001.jpg", "crawl/images/id_0002/img_00004.jpg"
+        >>> found = facescale.search("crawl.lake", [photograph, page], k=2, label="id_0001")
+        >>> [hit.label for hit in found.rows()], [what for _, what in found.problems]
+        (['id_0001', 'id_0001'], ["not_image: an HTML page saved under an image's name"])
 
     Args:
         lake: the lake.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,10 +51,20 @@ def answer_of(query: str) -> list[list[str]]:
     ]
 
 
-def test_examples(finished_crawl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From top to bottom, as a reader would type them: the run at the top makes the lake."""
-    shutil.copytree(finished_crawl / "crawl", tmp_path / "crawl")
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture
+def place(finished_crawl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The folder of the crawl itself, so that the guide's `run` finds its work done; the lake is put back after."""
+    lake = finished_crawl / "crawl.lake"
+    shutil.copytree(lake, tmp_path / "before")
+    monkeypatch.chdir(finished_crawl)
+    yield
+    shutil.rmtree(lake)
+    shutil.copytree(tmp_path / "before", lake)
+
+
+@pytest.mark.usefixtures("place")
+def test_examples() -> None:
+    """From top to bottom, as a reader would type them."""
     known: dict[str, Any] = {}
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL)
     told: list[str] = []
