@@ -8,12 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from real_jobs import Job
-
-NUM_IMAGES = 24
-PART_ROWS = 2
-CONFIG = "job.yaml"
-FLAGS = ("--min-face-px", "80", "--part-rows", str(PART_ROWS), "--threads", "1")
+from real_jobs import CONFIG, FLAGS, NUM_IMAGES, Job
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,10 @@ from facescale.lake.lake import Lake
 from facescale.lake.schema import table_names
 from facescale.lake.verify import verify
 
+NUM_IMAGES = 24
+PART_ROWS = 2
+CONFIG = "job.yaml"
+FLAGS = ("--min-face-px", "80", "--part-rows", str(PART_ROWS), "--threads", "1")
 PATIENCE_S = 240.0  # on a machine that is busy with other things; never a sleep, always a limit
 FAULT_VARIABLE = "FACESCALE_TEST_FAULT"
 _JOB_VARIABLE = "FACESCALE_TEST_JOB"

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FLAGS, NUM_IMAGES
 from deadly_model import CORNER_PX, CORNERS, NAME
 from PIL import Image
-from real_jobs import Job, assert_sound, current_tables
+from real_jobs import FLAGS, NUM_IMAGES, Job, assert_sound, current_tables
 
 from facescale.lake.ids import image_id_of, make_image_id
 

@@ -10,8 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import CONFIG, FLAGS
-from real_jobs import Fault, Job, assert_same_parts, assert_same_tables, assert_sound, done_files
+from real_jobs import (
+    CONFIG,
+    FLAGS,
+    Fault,
+    Job,
+    assert_same_parts,
+    assert_same_tables,
+    assert_sound,
+    done_files,
+)
 
 from facescale.lake.lake import Lake
 from facescale.lake.verify import verify

@@ -11,8 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from conftest import CONFIG, FLAGS, NUM_IMAGES, PART_ROWS
-from real_jobs import Fault, Job, assert_same_parts, assert_same_tables, assert_sound, done_files
+from real_jobs import (
+    CONFIG,
+    FLAGS,
+    NUM_IMAGES,
+    PART_ROWS,
+    Fault,
+    Job,
+    assert_same_parts,
+    assert_same_tables,
+    assert_sound,
+    done_files,
+)
 
 from facescale.lake.lake import Lake
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import NUM_IMAGES, PART_ROWS
-from real_jobs import Fault, Job, assert_same_tables, assert_sound
+from real_jobs import NUM_IMAGES, PART_ROWS, Fault, Job, assert_same_tables, assert_sound
 
 NUM_PARTS = NUM_IMAGES // PART_ROWS
 PLUGIN = ("--plugin", "fault_plugin")
