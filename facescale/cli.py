@@ -23,6 +23,7 @@ from facescale.cli_options import (
     Backend,
     BaseMemoryGib,
     CleanMethod,
+    CleanPreset,
     ConfigFile,
     Detector,
     Device,
@@ -230,12 +231,17 @@ def clean(
     embedder: Embedder = None,
     config: ConfigFile = None,
     method: CleanMethod = None,
+    preset: CleanPreset = None,
     dry_run: DryRunFlag = False,
     json_output: JsonFlag = False,
     verbose: Verbose = False,
 ) -> None:
     """Decide whose name each label is and which faces it keeps, and write down why."""
-    overrides = _overrides(locals()) | {"clean.embedder": embedder, "clean.method": method}
+    overrides = _overrides(locals()) | {
+        "clean.embedder": embedder,
+        "clean.method": method,
+        "clean.preset": preset,
+    }
     _job("clean", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
 
 

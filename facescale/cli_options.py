@@ -43,6 +43,10 @@ BaseMemoryGib = Annotated[
 ]
 MaxSize = Annotated[int | None, typer.Option(help="No cluster grows beyond so many faces.")]
 CleanMethod = Annotated[str | None, typer.Option(help="ownership or cast.")]
+CleanPreset = Annotated[
+    str | None,
+    typer.Option("--preset", help="With cast: arcface, its published cosines; for like embedders."),
+]
 Recall = Annotated[float | None, typer.Option(help="Wanted recall of the index, 0..1.")]
 MemoryGib = Annotated[float | None, typer.Option(help="Memory the index may take when searched, GiB.")]
 

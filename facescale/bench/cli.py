@@ -225,6 +225,45 @@ def clusters(
     )
 
 
+@bench_app.command()
+def cleaning(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="PHOTOS|LAKE", help="Photographs with labels.csv, or a lake with right labels."
+        ),
+    ],
+    lake: Annotated[
+        str | None, typer.Option(help="Lake to make of PHOTOS or go on with; default: a temporary one.")
+    ] = None,
+    embedder: Annotated[str, typer.Option(help="Calibrated embedder.")] = "dlib_resnet",
+    seeds: Annotated[int, typer.Option(min=1, max=10, help="Trials of each kind and rate of noise.")] = 5,
+    min_photos: Annotated[int, typer.Option(min=2, help="Of an identity that gets a label.")] = 4,
+    min_face_px: MinFacePx = 40,
+    out: Out = None,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Plant label noise among photographs of known people, and clean it; beside CAST and the largest DBSCAN cluster.
+
+    PHOTOS holds labels.csv with the columns path (relative to PHOTOS) and identity (empty where unknown).
+    """
+    from facescale.bench.cleaning import bench_cleaning
+
+    set_up_logging(verbose)
+    _run(
+        bench_cleaning,
+        source,
+        json_output,
+        out,
+        lake=lake,
+        embedder=embedder,
+        seeds=seeds,
+        min_photos=min_photos,
+        min_face_px=min_face_px,
+    )
+
+
 def _run(
     measure: Callable[..., Result], photos: str, json_output: bool, out: str | None, **options: Any
 ) -> None:

@@ -2,21 +2,22 @@
 
     claims ─► one vote per label and duplicate group ─► one face per vote ─► method ─► decisions ─► copies inherit
 
-Arrays only; called by driver.clean and bench.cleaning. The method is `ownership` (curate.ownership).
+Arrays only; called by driver.clean and bench.cleaning. The methods are `ownership` (curate.ownership), which decides
+over the whole set, and `cast` (curate.cast), the baseline, which looks at every label by itself first.
 
 Shape legend: N faces, C claims, T votes, R candidates (a face of a vote's image), L labels, P people.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from facescale.curate.cast import rule_by_cast
 from facescale.curate.claims import Claims, Faces, Votes, choose_faces, count_votes, faces_of, pick, spread
 from facescale.curate.counterparts import counterparts
-from facescale.curate.decisions import DROP, KEEP, MERGE, QUARANTINE, REASON_CODES, RELABEL, Decisions
+from facescale.curate.decisions import DROP, KEEP, MERGE, QUARANTINE, REASON_CODES, RELABEL, Decisions, Ruling
 from facescale.curate.evidence import nearest_of
 from facescale.curate.ownership import OwnershipRules, decide, resolve
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from facescale.curate.calibration import Calibration
+    from facescale.curate.cast import CastCuts
     from facescale.curate.ownership import Cuts, Ownership
 
     Ints = NDArray[np.int64]
@@ -33,29 +35,6 @@ if TYPE_CHECKING:
 
 REVISION = 1
 """Raised whenever decisions change at equal settings."""
-
-
-@dataclass(eq=False)
-class Ruling:
-    """What a method says of each candidate, as if it stood for its vote's claim.
-
-    Attributes:
-        verdict: int8 [R].
-        reason: int8 [R].
-        label_out: int64 [R], -1 for none.
-        score: float32 [R], NaN for none.
-        threshold: float32 [R], NaN for none.
-        person: int64 [R], whose nearest face is the evidence; -1 for none.
-        members: int64 [R], whose face each candidate is taken to be; -1 for nobody's.
-    """
-
-    verdict: NDArray[np.int8]
-    reason: NDArray[np.int8]
-    label_out: Ints
-    score: Floats
-    threshold: Floats
-    person: Ints
-    members: Ints
 
 
 def clean_by_ownership(
@@ -90,6 +69,31 @@ def clean_by_ownership(
     )
 
 
+def clean_by_cast(faces: Faces, claims: Claims, calibration: Calibration, cuts: CastCuts) -> Decisions:
+    """Clean labels one by one, then drop or merge those that look alike.
+
+    Args:
+        faces: all faces of the lake.
+        claims: what is said about images.
+        calibration: of the embedder; says which faces of copies are the same face.
+        cuts: thresholds, see curate.cast.
+
+    Returns:
+        A row for every face.
+    """
+    votes = count_votes(faces, claims)
+    chosen = choose_faces(faces, votes, cuts.link)
+    ruling = rule_by_cast(
+        faces.unit[votes.face],
+        votes.label[votes.vote],
+        votes.key,
+        chosen & faces.good[votes.face],
+        claims.num_labels,
+        cuts,
+    )
+    return _write(faces, claims, votes, chosen, ruling, calibration.re_encode)
+
+
 def _choose_again(faces: Faces, votes: Votes, found: Ownership, cuts: Cuts) -> Bools:
     """The face of each vote that shows the label's owner; else one that shows another name's; else the main one."""
     named = (found.rival >= 0) & (found.name[np.maximum(found.rival, 0)] >= 0)
@@ -107,7 +111,6 @@ def rule(found: Ownership, label: Ints, voting: Bools, cuts: Cuts, rules: Owners
     photos = np.bincount(label[voting], minlength=len(found.owner))
     rival_name = np.where(found.rival >= 0, found.name[np.maximum(found.rival, 0)], -1)
     to_rival = (rival_name >= 0) & (found.rival_score >= np.float32(cuts.relabel)) & ~found.keep
-    near_rival = found.rival_score >= found.own + np.float32(cuts.margin)
     second = found.second[claim]
     shared = (second >= 0) & (found.keep | (found.person == second))
     nobody = owner < 0
@@ -129,12 +132,12 @@ def rule(found: Ownership, label: Ints, voting: Bools, cuts: Cuts, rules: Owners
     score = np.where(by_rival, found.rival_score, found.own)
     threshold = np.full(R, cuts.keep, np.float32)
     threshold[by_rival] = cuts.relabel
-    beaten = reason == REASON_CODES["rival"]
-    threshold[beaten] = found.rival_score[beaten] - np.float32(cuts.margin)
+    by_nearer = reason == REASON_CODES["rival"]
+    threshold[by_nearer] = found.rival_score[by_nearer] - np.float32(cuts.margin)
     unscored = nobody & ~by_rival
     score[unscored | ~np.isfinite(score)], threshold[unscored] = np.nan, np.nan
     # Of two people who share a name, each is shown beside the other.
-    person = np.where(by_rival | beaten & near_rival, found.rival, owner)
+    person = np.where(by_rival | by_nearer, found.rival, owner)
     person = np.where(shared, np.where(found.keep, second, owner), person)
     members = np.where(voting, found.person, -1)
     return Ruling(verdict, reason, label_out, score.astype(np.float32), threshold, person, members)

@@ -2,7 +2,7 @@
 
 Called by curate.clean, which fills them, and by driver.clean, which writes them.
 
-Shape legend: N faces.
+Shape legend: N faces, R candidates (faces that may stand for a claim).
 """
 
 from __future__ import annotations
@@ -35,12 +35,36 @@ REASONS = {
     "no_majority": "no two photographs of the label show one person",
     "bystander": "not the face that the image's label is about",
     "no_counterpart": "on a copy of an image, and like none of the faces that stand for it",
+    "majority": "in the largest group of its label",
     "minority": "outside the largest group of its label",
     "ambiguous_label": "another label is too similar to this one to tell them apart",
 }
 """Every reason, in words."""
 
 REASON_CODES = {name: code for code, name in enumerate(REASONS)}
+
+
+@dataclass(eq=False)
+class Ruling:
+    """What a method says of each candidate, as if it stood for its vote's claim.
+
+    Attributes:
+        verdict: int8 [R].
+        reason: int8 [R].
+        label_out: int64 [R], -1 for none.
+        score: float32 [R], NaN for none.
+        threshold: float32 [R], NaN for none.
+        person: int64 [R], whose nearest face is the evidence; -1 for none.
+        members: int64 [R], whose face each candidate is taken to be; -1 for nobody's.
+    """
+
+    verdict: NDArray[np.int8]
+    reason: NDArray[np.int8]
+    label_out: Ints
+    score: NDArray[np.float32]
+    threshold: NDArray[np.float32]
+    person: Ints
+    members: Ints
 
 
 @dataclass(eq=False)

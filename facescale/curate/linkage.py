@@ -7,7 +7,8 @@ For unit vectors the mean similarity of all pairs of two clusters is the dot pro
 cluster is its sum and its size, and nothing of size [N, N] is ever kept. Average linkage is reducible: merging two
 clusters brings neither nearer to a third than the nearer of them was. Hence every pair of clusters that are each
 other's nearest may merge at once, and the tree is that of merging the best pair of all again and again (Bruynooghe
-1977; Murtagh 1983, "A survey of recent advances in hierarchical clustering algorithms").
+1977; Murtagh 1983, "A survey of recent advances in hierarchical clustering algorithms"). Clusters that must stay apart
+change nothing of that: a merged cluster may join no more than both of its halves might.
 
 Equal similarities are decided by a hash of the pair, never by position: the result does not depend on the order of the
 rows, and a thousand identical vectors merge in a dozen rounds instead of a thousand.
@@ -46,7 +47,13 @@ def mix(values: NDArray[Any]) -> NDArray[np.uint64]:
 
 
 def average_linkage(
-    vectors: Floats, group: Ints, cut: float, *, key: NDArray[np.uint64], sizes: Ints | None = None
+    vectors: Floats,
+    group: Ints,
+    cut: float,
+    *,
+    key: NDArray[np.uint64],
+    sizes: Ints | None = None,
+    apart: Ints | None = None,
 ) -> Ints:
     """Cluster the vectors of each group until no two clusters are as similar as the cut.
 
@@ -56,6 +63,7 @@ def average_linkage(
         cut: least mean similarity of the pairs of two clusters that merge.
         key: uint64 [N], a hash of what each vector is; decides between equal similarities.
         sizes: int64 [N], how many unit vectors each is the sum of; None for one each.
+        apart: int64 [N], vectors of different numbers never share a cluster, -1 may be with any; None for all -1.
 
     Returns:
         int64 [N], 0 .. C - 1. Numbers follow the smallest key of each cluster, so they do not depend on the order.
@@ -72,15 +80,17 @@ def average_linkage(
     sums = vectors[order].astype(np.float32)
     counts = np.ones(N, np.int64) if sizes is None else sizes[order].astype(np.int64)
     groups, keys = group[order], key[order]
+    kinds = np.full(N, -1) if apart is None else apart[order]
     cluster = np.arange(N)
     busy = np.ones(N, bool)  # clusters of groups that merged something in the round before
     while busy.any():
         at = np.flatnonzero(busy)
-        first, second = _reciprocal(sums[at], counts[at], groups[at], keys[at], cut)
+        first, second = _reciprocal(sums[at], counts[at], groups[at], keys[at], kinds[at], cut)
         first, second = at[first], at[second]
         sums[first] += sums[second]
         counts[first] += counts[second]
         keys[first] = mix(keys[first] ^ keys[second])
+        kinds[first] = np.maximum(kinds[first], kinds[second])
         into = np.arange(len(sums))
         into[second] = first
         kept = np.ones(len(sums), bool)
@@ -88,7 +98,8 @@ def average_linkage(
         place = np.cumsum(kept) - 1
         cluster = place[into[cluster]]
         merging = np.isin(groups, groups[first])
-        sums, counts, groups, keys, busy = sums[kept], counts[kept], groups[kept], keys[kept], merging[kept]
+        sums, counts, groups, keys = sums[kept], counts[kept], groups[kept], keys[kept]
+        kinds, busy = kinds[kept], merging[kept]
     result = np.empty(N, np.int64)
     result[order] = cluster
     return relabel(result, key)
@@ -112,13 +123,13 @@ def relabel(cluster: Ints, key: NDArray[np.uint64]) -> Ints:
 
 
 def _reciprocal(
-    sums: Floats, counts: Ints, groups: Ints, keys: NDArray[np.uint64], cut: float
+    sums: Floats, counts: Ints, groups: Ints, keys: NDArray[np.uint64], kinds: Ints, cut: float
 ) -> tuple[Ints, Ints]:
     """Pairs (first < second) of rows that are each other's nearest in their group and as similar as the cut."""
     means: Floats = np.divide(sums, counts[:, None], dtype=np.float32, casting="same_kind")
     nearest = np.full(len(sums), -1)
-    for rows, columns in _batches(groups):
-        found = _nearest(means, keys, rows, columns, cut)
+    for rows, columns in batches(groups):
+        found = _nearest(means, keys, kinds, rows, columns, cut)
         real = rows >= 0
         nearest[rows[real]] = found[real]
     at = np.arange(len(sums))
@@ -126,8 +137,10 @@ def _reciprocal(
     return first, nearest[first]
 
 
-def _batches(groups: Ints) -> Iterator[tuple[Ints, Ints]]:
+def batches(groups: Ints) -> Iterator[tuple[Ints, Ints]]:
     """Rows to compare with columns: ([B, R], [B, W]) positions, filled up with -1; groups of like width together.
+
+    Groups of one are left out, as they have nobody to be compared with.
 
     Args:
         groups: int64 [N], sorted.
@@ -150,10 +163,15 @@ def _batches(groups: Ints) -> Iterator[tuple[Ints, Ints]]:
             yield columns[:, top : top + height], columns
 
 
-def _nearest(means: Floats, keys: NDArray[np.uint64], rows: Ints, columns: Ints, cut: float) -> Ints:
+def _nearest(
+    means: Floats, keys: NDArray[np.uint64], kinds: Ints, rows: Ints, columns: Ints, cut: float
+) -> Ints:
     """The nearest column of each row, int64 [B, R]; -1 where none is as similar as the cut."""
     similarity = np.matmul(means[rows], means[columns].transpose(0, 2, 1)).astype(np.float64)
     barred = (columns < 0)[:, None, :] | (rows[:, :, None] == columns[:, None, :]) | (similarity < cut)
+    if (kinds >= 0).any():
+        mine, theirs = kinds[rows][:, :, None], kinds[columns][:, None, :]
+        barred |= (mine >= 0) & (theirs >= 0) & (mine != theirs)
     pair = (keys[rows][:, :, None] ^ keys[columns][:, None, :]) * np.uint64(0x9E3779B97F4A7C15)
     np.multiply(similarity, _GRID, out=similarity)
     np.rint(similarity, out=similarity)

@@ -39,14 +39,18 @@ class OwnershipRules:
         merge_fmr: people of different labels at or above it, in the mean of pairs, are one person; for
             `merge_labels` labels, and smaller in proportion for more.
         merge_labels: see merge_fmr.
+        same_name_fmr: the same for the main people of two labels, which make two names one.
         keep_fmr: a face stays under its name at or above it, face to center.
         rival_margin: unless another center is nearer by this share of the spread (99.9 % quantile minus median) of the
             similarity of faces with centers of other people.
+        rival_fmr: and only by a center at or above it, divided by the number of labels: the nearest of many is near.
         relabel_fmr: a face moves to another name at or above it, face to center, divided by the number of labels.
         min_photos: photographs of a person under a label that make a claim to the name.
         min_share: the same, as a share of those of the label's largest person.
-        quarantine_share: a second person without a name, with this share of the owner's photographs, makes it
-            undecidable whose name it is.
+        quarantine_share: a second person with this share of the owner's photographs makes it undecidable whose name it
+            is, unless that person has a name with more than the inverse share of photographs.
+        main_share: a label whose largest person has this share of its photographs, and none other more than half as
+            many, has a main person.
         same_name_share: share of the photographs of each of two labels that must be of one person to make them one.
         rounds: of refinement.
     """
@@ -54,12 +58,15 @@ class OwnershipRules:
     split_fmr: float = 3e-3
     merge_fmr: float = 3e-4
     merge_labels: int = 300
-    keep_fmr: float = 3e-2
-    rival_margin: float = 0.4
-    relabel_fmr: float = 0.02
+    same_name_fmr: float = 5e-5
+    keep_fmr: float = 2e-2
+    rival_margin: float = 0.2
+    rival_fmr: float = 0.1
+    relabel_fmr: float = 0.005
     min_photos: int = 2
     min_share: float = 0.1
     quarantine_share: float = 0.67
+    main_share: float = 0.5
     same_name_share: float = 0.7
     rounds: int = 2
 
@@ -70,8 +77,10 @@ class Cuts:
 
     split: float
     merge: float
+    same_name: float
     keep: float
     margin: float
+    rival: float
     relabel: float
     small_sample: float
 
@@ -81,11 +90,14 @@ def resolve(rules: OwnershipRules, calibration: Calibration, num_labels: int) ->
     pairs, centers = calibration.pairs, calibration.centers
     L = max(num_labels, 1)
     keep = centers.similarity_at(rules.keep_fmr)
+    fewer = min(1.0, rules.merge_labels / L)
     return Cuts(
         split=pairs.similarity_at(rules.split_fmr),
-        merge=pairs.similarity_at(rules.merge_fmr * min(1.0, rules.merge_labels / L)),
+        merge=pairs.similarity_at(rules.merge_fmr * fewer),
+        same_name=pairs.similarity_at(rules.same_name_fmr * fewer),
         keep=keep,
         margin=rules.rival_margin * (centers.quantile(0.999) - centers.quantile(0.5)),
+        rival=centers.similarity_at(min(1.0, rules.rival_fmr / L)),
         relabel=centers.similarity_at(min(rules.keep_fmr, rules.relabel_fmr / L)),
         small_sample=max(0.0, keep - pairs.similarity_at(rules.keep_fmr)),
     )
@@ -104,8 +116,8 @@ class Ownership:
         own: float32 [V], similarity with the owner's center, -inf without one.
         rival: int64 [V], the other person it is most similar to, -1 for none.
         rival_score: float32 [V].
-        second: int64 [L], the person without a name who shares the label with its owner so evenly that it cannot be
-            told whose it is; -1 for none.
+        second: int64 [L], the person who shares the label with its owner so evenly that it cannot be told whose it is,
+            and has no other name that is clearly theirs; -1 for none.
         second_share: float32 [L], photographs of that person as a share of the owner's.
     """
 
@@ -143,7 +155,7 @@ def decide(
         rules: those that are no cosines.
     """
     person = np.full(len(unit), -1)
-    person[voting] = find_people(unit[voting], label[voting], key[voting], cuts)
+    person[voting] = find_people(unit[voting], label[voting], key[voting], num_labels, cuts, rules)
     P = int(person.max(initial=-1)) + 1
     merged = same_names(person, label, key, num_labels, rules)
     claim = merged[label]
@@ -154,15 +166,28 @@ def decide(
     name[owner[owner >= 0]] = np.flatnonzero(owner >= 0)
     for turn in range(rules.rounds + 1):
         own, rival, rival_score = _scores(unit, claim, person, owner, P, cuts)
-        keep = (own >= np.float32(cuts.keep)) & ~(rival_score >= own + np.float32(cuts.margin))
+        keep = (own >= np.float32(cuts.keep)) & ~beaten(own, rival_score, cuts)
         if turn < rules.rounds:
             person = np.where(voting, _members(person, owner[claim], keep, rival, rival_score, cuts), -1)
     second, second_share = _undecided(person, claim, key, keep & voting, owner, name, rules)
     return Ownership(person, owner, name, merged, keep, own, rival, rival_score, second, second_share)
 
 
-def find_people(unit: Floats, label: Ints, key: NDArray[np.uint64], cuts: Cuts) -> Ints:
-    """Split labels into people, and merge people across labels: int64 [V], 0 .. P - 1."""
+def beaten(own: Floats, rival_score: Floats, cuts: Cuts) -> Bools:
+    """Whether another person is so much nearer than the owner that a face cannot be the owner's: bool [V]."""
+    nearer = rival_score >= own + np.float32(cuts.margin)
+    beats: Bools = nearer & (rival_score >= np.float32(cuts.rival))
+    return beats
+
+
+def find_people(
+    unit: Floats, label: Ints, key: NDArray[np.uint64], num_labels: int, cuts: Cuts, rules: OwnershipRules
+) -> Ints:
+    """Split labels into people, and merge people across labels: int64 [V], 0 .. P - 1.
+
+    Photographs under a wrong name are common, two names of one person are not: so the main people of two labels stay
+    apart unless they are much more similar than it takes to bring a stray photograph home.
+    """
     piece = average_linkage(unit, label, cuts.split, key=key)
     if not len(piece):
         return piece
@@ -170,9 +195,43 @@ def find_people(unit: Floats, label: Ints, key: NDArray[np.uint64], cuts: Cuts) 
     sums, counts = sum_by(unit, piece, num)
     keys = np.zeros(num, np.uint64)
     np.bitwise_xor.at(keys, piece, key)
-    whole = average_linkage(sums, np.zeros(num, np.int64), cuts.merge, key=keys, sizes=counts)
+    main = np.flatnonzero(main_pieces(piece, label, num_labels, rules))
+    apart = np.full(num, -1)
+    everyone = np.zeros(num, np.int64)
+    apart[main] = average_linkage(
+        sums[main], everyone[main], cuts.same_name, key=keys[main], sizes=counts[main]
+    )
+    whole = average_linkage(sums, everyone, cuts.merge, key=keys, sizes=counts, apart=apart)
     people: Ints = whole[piece]
     return people
+
+
+def main_pieces(piece: Ints, label: Ints, num_labels: int, rules: OwnershipRules) -> Bools:
+    """Which pieces of labels are a label's main person: bool [pieces].
+
+    Args:
+        piece: int64 [V], 0 .. the largest; each of one label.
+        label: int64 [V].
+        num_labels: L.
+        rules: main_share, min_photos.
+    """
+    photos = np.bincount(piece)
+    label_of = np.zeros(len(photos), np.int64)
+    label_of[piece] = label
+    total = np.bincount(label, minlength=num_labels)[label_of]
+    order = np.lexsort((photos, label_of))
+    last = np.flatnonzero(np.diff(label_of[order], append=-1))
+    before = np.maximum(last - 1, 0)
+    second = np.where(label_of[order[before]] == label_of[order[last]], photos[order[before]], 0)
+    second[before == last] = 0  # the first label has one piece
+    largest = order[last]
+    main = np.zeros(len(photos), bool)
+    main[largest] = (
+        (photos[largest] >= rules.min_photos)
+        & (photos[largest] >= rules.main_share * total[largest])
+        & (2 * second <= photos[largest])
+    )
+    return main
 
 
 def same_names(
@@ -229,8 +288,12 @@ def _undecided(
     owned = np.maximum(np.bincount(claim[keep], minlength=len(owner)), 1)
     edges = count_edges(np.where(keep, -1, person), claim, key)
     share = (edges.photos / owned[edges.label]).astype(np.float32)
-    shared = (name[edges.person] < 0) & (edges.photos >= rules.min_photos) & (owner[edges.label] >= 0)
+    other = name[edges.person]
+    elsewhere = np.where(other >= 0, owned[np.maximum(other, 0)], 0)
+    shared = (edges.photos >= rules.min_photos) & (owner[edges.label] >= 0)
     shared &= share >= np.float32(rules.quarantine_share)
+    # Who has as many photographs here as under their own name may have been given the wrong one of the two.
+    shared &= edges.photos >= rules.quarantine_share * elsewhere
     edges, share = edges[shared], share[shared]
     second, second_share = np.full(len(owner), -1), np.zeros(len(owner), np.float32)
     order = np.lexsort((edges.key, edges.photos, edges.label))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from facescale.curate import clean as algorithm
-from facescale.curate.calibration import require_calibration
+from facescale.curate.calibration import load_preset, require_calibration
+from facescale.curate.cast import CastRules, resolve_cast
 from facescale.curate.claims import Claims, Faces
 from facescale.curate.ownership import OwnershipRules
 from facescale.driver.context import StageSummary
@@ -121,21 +122,57 @@ def find_inputs(lake: Lake, config: CleanConfig) -> CleanInputs:
 
 
 def clean_settings(config: CleanConfig, calibration: Calibration) -> dict[str, Any]:
-    """What changes the decisions."""
-    return config.model_dump(mode="json") | {"calibration": calibration.digest}
+    """What changes the decisions: the settings of the method that was asked for.
+
+    Raises:
+        UsageError: a preset with another method than cast, or labels that are dropped before they are similar enough
+            to be merged.
+    """
+    if config.preset is not None and config.method != "cast":
+        raise UsageError(f"clean.preset {config.preset} is for clean.method cast, not for {config.method}")
+    if config.cast_drop_fmr < config.cast_merge_fmr:
+        raise UsageError(
+            f"clean.cast_drop_fmr {config.cast_drop_fmr:g} must be at least clean.cast_merge_fmr "
+            f"{config.cast_merge_fmr:g}: labels are dropped where they are less alike than those that are merged"
+        )
+    settings = config.model_dump(mode="json")
+    common = {"embedder", "method"}
+    of_cast = {name for name in settings if name.startswith("cast_")} | {"preset"}
+    mine = of_cast if config.method == "cast" else settings.keys() - of_cast
+    return {name: settings[name] for name in sorted(mine | common)} | {"calibration": calibration.digest}
 
 
 def decide(faces: Faces, claims: Claims, calibration: Calibration, config: CleanConfig) -> Decisions:
     """Run the method that was asked for."""
-    rules = OwnershipRules(
+    if config.method == "cast":
+        preset = None if config.preset is None else load_preset(config.preset)
+        cuts = resolve_cast(cast_rules(config), calibration, preset)
+        return algorithm.clean_by_cast(faces, claims, calibration, cuts)
+    return algorithm.clean_by_ownership(faces, claims, calibration, ownership_rules(config))
+
+
+def ownership_rules(config: CleanConfig) -> OwnershipRules:
+    """The method's rules, as configured."""
+    return OwnershipRules(
         split_fmr=config.split_fmr,
         merge_fmr=config.merge_fmr,
+        same_name_fmr=config.same_name_fmr,
         keep_fmr=config.keep_fmr,
         rival_margin=config.rival_margin,
+        rival_fmr=config.rival_fmr,
         relabel_fmr=config.relabel_fmr,
         quarantine_share=config.quarantine_share,
     )
-    return algorithm.clean_by_ownership(faces, claims, calibration, rules)
+
+
+def cast_rules(config: CleanConfig) -> CastRules:
+    """The baseline's rules, as configured."""
+    return CastRules(
+        link_fmr=config.cast_link_fmr,
+        merge_fmr=config.cast_merge_fmr,
+        drop_fmr=config.cast_drop_fmr,
+        min_faces=config.cast_min_faces,
+    )
 
 
 def read_faces(
