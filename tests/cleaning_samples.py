@@ -47,14 +47,12 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def calibration(embedder: str = "simulated") -> Calibration:
     """Fitted on other simulated people than any test has."""
     vectors, person = simulate(300, 6, seed=12345, alike=0.4)
-    return fit(vectors, person, np.arange(len(person)), None, embedder=embedder, re_encode=0.98)
+    return fit(vectors, person, np.arange(len(person)), embedder=embedder, re_encode=0.98)
 
 
-def faces_of_images(vectors: np.ndarray, per_image: np.ndarray | int = 1, **columns: np.ndarray) -> Faces:
-    """Faces in the order of the vectors, `per_image` on each image."""
-    counts = np.broadcast_to(per_image, len(vectors)) if np.isscalar(per_image) else np.asarray(per_image)
-    if np.isscalar(per_image):
-        counts = np.full(len(vectors) // int(per_image), int(per_image))
+def faces_of_images(vectors: np.ndarray, per_image: np.ndarray | None = None, **columns: np.ndarray) -> Faces:
+    """Faces in the order of the vectors; `per_image` of each image, one where it is None."""
+    counts = np.ones(len(vectors), np.int64) if per_image is None else per_image
     image = np.repeat(np.arange(len(counts)), counts)
     ordinal = np.arange(len(image)) - np.repeat(np.cumsum(counts) - counts, counts) + 1
     return Faces(

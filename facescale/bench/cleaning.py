@@ -120,7 +120,7 @@ def read_material(lake: Lake, config: CleanConfig) -> tuple[Material, np.ndarray
     """Photographs with exactly one label and a face, without copies; the fold of each; counts of what there was."""
     inputs = find_inputs(lake, config)
     calibration = require_calibration(config.embedder, lake)
-    faces = read_faces(lake, inputs, calibration.min_quality)
+    faces = read_faces(lake, inputs.faces, inputs.embeddings, calibration.min_quality)
     claims, names = read_claims(lake, inputs)
     images, at, number = np.unique(claims.image_id, return_index=True, return_counts=True)
     copies = group_of(claims, images) != images

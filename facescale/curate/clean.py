@@ -65,7 +65,7 @@ def clean_by_ownership(
         # Whose face an image's claim means is known better now that it is known whose the label is.
         chosen = again
     return _write(
-        faces, claims, votes, chosen, rule(found, label, voting, cuts, rules), calibration.re_encode
+        faces, claims, votes, chosen, rule(found, votes, voting, cuts), calibration.re_encode
     )
 
 
@@ -85,8 +85,7 @@ def clean_by_cast(faces: Faces, claims: Claims, calibration: Calibration, cuts: 
     chosen = choose_faces(faces, votes, cuts.link)
     ruling = rule_by_cast(
         faces.unit[votes.face],
-        votes.label[votes.vote],
-        votes.key,
+        votes,
         chosen & faces.good[votes.face],
         claims.num_labels,
         cuts,
@@ -103,12 +102,14 @@ def _choose_again(faces: Faces, votes: Votes, found: Ownership, cuts: Cuts) -> B
     return pick(votes, rank, score, faces.prominence[votes.face].astype(np.float64))
 
 
-def rule(found: Ownership, label: Ints, voting: Bools, cuts: Cuts, rules: OwnershipRules) -> Ruling:
+def rule(found: Ownership, votes: Votes, voting: Bools, cuts: Cuts) -> Ruling:
     """Put what was found about each candidate into verdicts."""
+    label = votes.label[votes.vote]
     R = len(label)
     claim = found.merged[label]
     owner = found.owner[claim]
-    photos = np.bincount(label[voting], minlength=len(found.owner))
+    photos = np.bincount(votes.label, minlength=len(found.owner))
+    heard = np.bincount(label[voting], minlength=len(found.owner)) > 0
     rival_name = np.where(found.rival >= 0, found.name[np.maximum(found.rival, 0)], -1)
     to_rival = (rival_name >= 0) & (found.rival_score >= np.float32(cuts.relabel)) & ~found.keep
     second = found.second[claim]
@@ -120,6 +121,7 @@ def rule(found: Ownership, label: Ints, voting: Bools, cuts: Cuts, rules: Owners
         (found.keep, KEEP, "owner"),
         (to_rival, RELABEL, "other_name"),
         (nobody & (photos[label] <= 1), KEEP, "single_photo"),
+        (nobody & ~heard[label], QUARANTINE, "low_quality"),
         (nobody, QUARANTINE, "no_majority"),
         (found.own < np.float32(cuts.keep), DROP, "unlike_owner"),
         (np.ones(R, bool), DROP, "rival"),

@@ -33,6 +33,7 @@ REASONS = {
     "rival": "another person is nearer than the label's owner, by more than the margin",
     "two_people": "two people share the name so evenly that it cannot be told whose it is",
     "no_majority": "no two photographs of the label show one person",
+    "low_quality": "no face of the label is recognizable enough to say whose it is",
     "bystander": "not the face that the image's label is about",
     "no_counterpart": "on a copy of an image, and like none of the faces that stand for it",
     "majority": "in the largest group of its label",

@@ -36,4 +36,7 @@ def test_a_person_under_two_names_gets_the_one_with_more() -> None:
     assert match_names(edges, 2, 2, min_photos=2, min_share=0.1).tolist() == [0, 1]
     without_one = count_edges(np.where(person == 0, -1, person), label, mix(np.arange(10)))
     assert match_names(without_one, 2, 2, min_photos=2, min_share=0.1).tolist() == [1, -1]
-    assert match_names(count_edges(NONE, NONE, mix(NONE)), 0, 3, min_photos=2, min_share=0.1).tolist() == [-1] * 3
+    assert (
+        match_names(count_edges(NONE, NONE, mix(NONE)), 0, 3, min_photos=2, min_share=0.1).tolist()
+        == [-1] * 3
+    )
