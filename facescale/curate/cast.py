@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from facescale.curate.calibration import Calibration, Preset
+    from facescale.curate.claims import Votes
 
     Floats = NDArray[np.float32]
     Ints = NDArray[np.int64]
@@ -219,14 +220,20 @@ def _between_labels(centers: Floats, size: Ints, key: Keys, cuts: CastCuts) -> _
     return _Between(merged, np.where(dropped, other[merged], -1), np.where(dropped, by[merged], with_head))
 
 
-def rule_by_cast(
-    unit: Floats, label: Ints, key: Keys, voting: Bools, num_labels: int, cuts: CastCuts
-) -> Ruling:
-    """Decide about every vote; arguments as for ownership.decide.
+def rule_by_cast(unit: Floats, votes: Votes, voting: Bools, num_labels: int, cuts: CastCuts) -> Ruling:
+    """Decide about every candidate.
+
+    Args:
+        unit: float32 [V, D], unit vectors of the candidates.
+        votes: whose they are.
+        voting: bool [V], which faces say who a label's people are: one of each photograph, recognizable, no copies.
+        num_labels: L.
+        cuts: thresholds.
 
     Returns:
         What to do with each face; `person` and `members` are labels.
     """
+    label, key = votes.label[votes.vote], votes.key
     majority, size, score = largest_clusters(unit, label, key, voting, num_labels, cuts.link, cuts.min_faces)
     member = np.where(voting, majority, -1)
     sums, counts = sum_by(unit, member, num_labels)
@@ -235,13 +242,15 @@ def rule_by_cast(
     np.bitwise_xor.at(keys, label[member >= 0], key[member >= 0])
     between = _between_labels(centers.astype(np.float32), counts, mix(keys), cuts)
 
-    photos = np.bincount(label[voting], minlength=num_labels)
+    photos = np.bincount(votes.label, minlength=num_labels)
+    heard = np.bincount(label[voting], minlength=num_labels) > 0
     kept = majority >= 0
     nobody = size[label] < 2
     ambiguous = kept & (between.other[label] >= 0)
     other_name = kept & (between.merged[label] != label)
     cases = [
         (nobody & (photos[label] <= 1), KEEP, "single_photo"),
+        (nobody & ~heard[label], QUARANTINE, "low_quality"),
         (nobody, QUARANTINE, "no_majority"),
         (ambiguous, DROP, "ambiguous_label"),
         (other_name, MERGE, "same_person"),

@@ -64,9 +64,7 @@ def clean_by_ownership(
             break
         # Whose face an image's claim means is known better now that it is known whose the label is.
         chosen = again
-    return _write(
-        faces, claims, votes, chosen, rule(found, votes, voting, cuts), calibration.re_encode
-    )
+    return _write(faces, claims, votes, chosen, rule(found, votes, voting, cuts), calibration.re_encode)
 
 
 def clean_by_cast(faces: Faces, claims: Claims, calibration: Calibration, cuts: CastCuts) -> Decisions:

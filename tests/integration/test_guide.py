@@ -128,7 +128,8 @@ def test_figures_of_the_calibration() -> None:
 
 def test_thresholds() -> None:
     config = JobConfig(lake="lake").model_dump()
-    curves = {"split": CALIBRATION.pairs, "merge": CALIBRATION.pairs, "floor": CALIBRATION.pairs}
+    of_pairs = ("split", "merge", "same_name", "floor", "cast_link", "cast_merge", "cast_drop")
+    curves = dict.fromkeys(of_pairs, CALIBRATION.pairs)
     seen = set()
     for name, default, cosine, *_ in table_below("## Thresholds and how they were chosen"):
         section, setting = name.strip("`").split(".")
@@ -139,13 +140,13 @@ def test_thresholds() -> None:
             cuts_of = {"link_ratio": cuts.link, "merge_ratio": cuts.bound.small}
             assert float(cosine) == pytest.approx(cuts_of.get(setting, cuts.bound.large), abs=CLOSE), name
         elif cosine:
-            labels = 3 if setting == "relabel_fmr" else 1
+            labels = 3 if setting in ("relabel_fmr", "rival_fmr") else 1
             curve = curves.get(setting.removesuffix("_fmr"), CALIBRATION.centers)
             assert float(cosine) == pytest.approx(curve.similarity_at(float(default) / labels), abs=CLOSE), (
                 name
             )
     every = {f"`{section}.{name}`" for section in ("dedup", "cluster", "clean") for name in config[section]}
-    assert every - {"`cluster.embedder`", "`clean.embedder`", "`clean.method`"} <= seen
+    assert every - {"`cluster.embedder`", "`clean.embedder`", "`clean.method`", "`clean.preset`"} <= seen
 
 
 def test_thresholds_of_clusters() -> None:

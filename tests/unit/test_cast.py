@@ -29,7 +29,11 @@ def dbscan(vectors: np.ndarray, link: float, min_faces: int) -> list[set[int]]:
         clusters = [cluster for cluster in clusters if cluster not in joined] + [{row}.union(*joined)]
     found = [set(cluster) for cluster in clusters]
     for row in set(range(len(vectors))) - set(core):
-        best = max((other for other in core if near[row, other]), key=lambda o: vectors[row] @ vectors[o], default=None)
+        best = max(
+            (other for other in core if near[row, other]),
+            key=lambda o: vectors[row] @ vectors[o],
+            default=None,
+        )
         for cluster, members in zip(clusters, found, strict=True):
             if best in cluster:
                 members.add(row)
@@ -126,13 +130,25 @@ def centers_cosine(vectors: np.ndarray, a: int, b: int, c: int, d: int) -> float
 
 def test_faces_below_the_gate_join_but_do_not_link() -> None:
     axis = np.eye(4)
-    chain = unit(np.stack([axis[0], axis[0], axis[0] + 0.8 * axis[1], axis[0] + 2 * axis[1], axis[1], axis[1], axis[1]]))
+    chain = unit(
+        np.stack(
+            [axis[0], axis[0], axis[0] + 0.8 * axis[1], axis[0] + 2 * axis[1], axis[1], axis[1], axis[1]]
+        )
+    )
     label = np.zeros(7, np.int64)
     cuts = replace(CUTS, link=0.75, min_faces=2)
     images = faces_of_images(chain)
     good = np.array([True, True, False, False, True, True, True])
     rows = clean_by_cast(replace(images, good=good), claims_of_images(label), calibration(), cuts)
-    assert rows.label_out.tolist() == [-1, -1, -1, 0, 0, 0, 0]  # 3 is near enough to the largest cluster, 2 is not
+    assert rows.label_out.tolist() == [
+        -1,
+        -1,
+        -1,
+        0,
+        0,
+        0,
+        0,
+    ]  # 3 is near enough to the largest cluster, 2 is not
     together = clean_by_cast(images, claims_of_images(label), calibration(), cuts)
     assert (together.label_out == 0).all()
     assert (image_id_of(rows.face_id) == claims_of_images(label).image_id).all()

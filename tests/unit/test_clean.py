@@ -45,7 +45,9 @@ def reasons(rows: Decisions) -> np.ndarray:
         ("outside", 0.3, 0.98, 0.97),
     ],
 )
-def test_planted_noise_is_found(kind: str, rate: float, precision: float | None, recall: float | None) -> None:
+def test_planted_noise_is_found(
+    kind: str, rate: float, precision: float | None, recall: float | None
+) -> None:
     vectors, person = simulate(PEOPLE, PHOTOS, seed=7, alike=0.3)
     few, stranger = simulate(40, 3, seed=8)
     everybody, who = np.concatenate([vectors, few]), np.concatenate([person, PEOPLE + stranger])
@@ -67,7 +69,7 @@ def test_planted_noise_is_found(kind: str, rate: float, precision: float | None,
 def test_half_a_label_from_one_outsider_is_set_aside() -> None:
     vectors, person = simulate(PEOPLE, PHOTOS, seed=3)
     trial = plant("unnamed", 0.5, person, vectors, np.random.default_rng(0))
-    names, label = np.unique(trial.label, return_inverse=True)
+    _, label = np.unique(trial.label, return_inverse=True)
     rows = clean(faces_of_images(vectors[trial.rows]), claims_of_images(label.ravel()))
     hit = np.isin(trial.label, trial.label[trial.wrong])
     aside = verdicts(rows) == "quarantine"
@@ -104,7 +106,9 @@ def test_names_that_are_one_person_are_merged() -> None:
 def test_main_people_who_look_alike_stay_two() -> None:
     """More alike than a stray photograph needs to be to come home, less than two names of one person are."""
     known = calibration()
-    between = 0.5 * (known.pairs.similarity_at(RULES.merge_fmr) + known.pairs.similarity_at(RULES.same_name_fmr))
+    between = 0.5 * (
+        known.pairs.similarity_at(RULES.merge_fmr) + known.pairs.similarity_at(RULES.same_name_fmr)
+    )
     vectors, person = simulate(12, PHOTOS, seed=6)
     mean = np.stack([vectors[person == name].mean(axis=0) for name in range(12)])
     first = person == 0
@@ -143,8 +147,10 @@ def test_order_of_rows_and_names_of_labels_change_nothing(seed: int, kind: str) 
     renamed = replace(claims, image_id=claims.image_id[order], label=names[claims.label[order]])
     again = clean(faces, renamed)
     number = np.append(names, -1)  # -1 stays
-    for column in ("face_id", "verdict", "reason", "score", "threshold", "evidence_id"):
+    for column in ("face_id", "verdict", "reason", "evidence_id"):
         np.testing.assert_array_equal(getattr(again, column), getattr(rows, column), err_msg=column)
+    for column in ("score", "threshold"):  # sums of float32 in another order
+        np.testing.assert_allclose(getattr(again, column), getattr(rows, column), atol=1e-6, err_msg=column)
     np.testing.assert_array_equal(again.label_in, number[rows.label_in])
     np.testing.assert_array_equal(again.label_out, number[rows.label_out])
 
@@ -193,7 +199,12 @@ def test_faces_of_low_quality_decide_nothing_and_are_decided_about() -> None:
     assert (rows.label_out[good] == person[good]).all()
     assert not (rows.label_out[blurred] == 3).any()
     only = clean(faces_of_images(vectors, good=person != 3), claims_of_images(person))
-    assert (verdicts(only)[person == 3] != "keep").mean() < 1 or set(reasons(only)[person == 3]) <= set(REASONS)
+    unsaid = reasons(only)[person == 3] == "low_quality"
+    assert unsaid.any() and (verdicts(only)[person == 3][unsaid] == "quarantine").all()
+    assert set(reasons(only)[person == 3]) <= {
+        "low_quality",
+        "other_name",
+    }  # five of them look like somebody else
     assert (only.label_out[person != 3] == person[person != 3]).all()
 
 
@@ -232,5 +243,7 @@ def test_nothing_to_do() -> None:
     none = claims_of_images(NONE)
     assert set(reasons(clean(faces_of_images(vectors), none))) == {"no_claim"}
     assert len(clean(faces_of_images(vectors[:0]), none).face_id) == 0
-    elsewhere = Claims(make_image_id(0, np.array([90])), np.array([0]), 1, NONE, NONE)  # an image without a face
+    elsewhere = Claims(
+        make_image_id(0, np.array([90])), np.array([0]), 1, NONE, NONE
+    )  # an image without a face
     assert set(reasons(clean(faces_of_images(vectors), elsewhere))) == {"no_claim"}

@@ -10,11 +10,11 @@ from facescale.evaluate.cleaning import score_cleaning
 
 
 def test_counted_by_hand() -> None:
-    #           label 0, of person 0        label 1, half of person 9   label 2, taken over   label 3
-    claimed = np.array([0, 0, 0, 0, 0, 0] + [1, 1, 1, 1] + [2, 2, 2] + [3])
-    true = np.array([0, 0, 0, 0, 1, 9] + [1, 1, 9, 9] + [2, 3, 3] + [3])
-    final = np.array([0, 0, 0, -1, 1, 0] + [-1, -1, -1, -1] + [-1, 2, 2] + [3])
-    aside = np.array([0, 0, 0, 0, 0, 0] + [1, 1, 1, 1] + [0, 0, 0] + [0], bool)
+    # Label 0 is of person 0, half of label 1 of person 9, label 2 is taken over by person 3.
+    claimed = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 3])
+    true = np.array([0, 0, 0, 0, 1, 9, 1, 1, 9, 9, 2, 3, 3, 3])
+    final = np.array([0, 0, 0, -1, 1, 0, -1, -1, -1, -1, -1, 2, 2, 3])
+    aside = np.array([0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0], bool)
     found = score_cleaning(claimed, true, final, aside)
     assert (found.items, found.wrong, found.flagged) == (14, 6, 7)
     assert (found.precision, found.recall) == (3 / 7, 3 / 6)

@@ -79,9 +79,13 @@ def test_outsiders_have_no_label_and_come_once() -> None:
 
 def test_what_cannot_be_planted() -> None:
     unit, person = simulate(2, 6, seed=0)
-    with pytest.raises(UsageError, match="no kind of label noise is called 'twins'; there are clean, uniform"):
+    with pytest.raises(
+        UsageError, match="no kind of label noise is called 'twins'; there are clean, uniform"
+    ):
         plant("twins", 0.1, person, unit, np.random.default_rng(0))
     with pytest.raises(UsageError, match="three identities of 4 photographs or more; there are 2"):
         plant("uniform", 0.1, person, unit, np.random.default_rng(0))
-    both = plant("uniform", 0.5, np.array([0] * 4 + [1] * 4 + [2] * 4), np.zeros((12, 2)), np.random.default_rng(0))
+    both = plant(
+        "uniform", 0.5, np.array([0] * 4 + [1] * 4 + [2] * 4), np.zeros((12, 2)), np.random.default_rng(0)
+    )
     assert both.wrong.sum() == 6
