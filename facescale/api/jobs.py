@@ -271,6 +271,7 @@ def clean(
     *,
     embedder: str | None = None,
     method: str | None = None,
+    preset: str | None = None,
     config: JobConfig | PathLike | None = None,
     reporter: Reporter | None = None,
 ) -> JobSummary:
@@ -284,7 +285,8 @@ def clean(
     Args:
         lake: the lake; it must have labels.
         embedder: whose embeddings; it must be calibrated.
-        method: how, see `clean.method` in docs/configuration.md.
+        method: "ownership", or "cast" for the baseline.
+        preset: "arcface" for the baseline's published cosines, for embedders like ArcFace only.
         config: all other settings: a JobConfig or a YAML file; keywords override it.
         reporter: where progress goes; None is silent.
 
@@ -292,7 +294,8 @@ def clean(
         UsageError: the lake has no labels or embeddings, the embedder is not calibrated, or a setting is wrong.
         FacescaleError: the job could not be done; see the module.
     """
-    return _job("clean", locals(), {"clean.embedder": embedder, "clean.method": method})
+    overrides = {"clean.embedder": embedder, "clean.method": method, "clean.preset": preset}
+    return _job("clean", locals(), overrides)
 
 
 def build_index(

@@ -124,6 +124,7 @@ def test_figures_of_the_calibration() -> None:
     assert f"checked on {check['people']}\nothers: at a nominal rate of 0.001 the rate on those was " in GUIDE
     bounds = f"was {row['realized']:.4f} (95 % bounds {row['low']:.4f} to {row['high']:.4f})"
     assert bounds in GUIDE
+    assert f"quantile of its photographs, {CALIBRATION.min_quality:.2f} for the default embedder" in GUIDE
 
 
 def test_thresholds() -> None:
