@@ -1,4 +1,4 @@
-"""kill -9 during dedup, neighbors and cluster: the same commands end with the same tables."""
+"""kill -9 during dedup, neighbors, cluster and clean: the same commands end with the same tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from real_jobs import NUM_IMAGES, PART_ROWS, Fault, Job, assert_same_tables, assert_sound
+from real_jobs import FLAGS, NUM_IMAGES, PART_ROWS, Fault, Job, assert_same_tables, assert_sound
+
+from facescale.config.job import JobConfig
+from facescale.pipeline import run_job
 
 NUM_PARTS = NUM_IMAGES // PART_ROWS
 PLUGIN = ("--plugin", "fault_plugin")
@@ -99,6 +102,35 @@ def test_killed_while_it_clusters(undisturbed: Path, tmp_path: Path, start: Call
     assert counts(job) == {"deaths": 0, "parts_kept": NUM_PARTS, "parts_run": 0}
     assert parts(lake, "clusters") == kept
     assert_same_tables(lake, undisturbed)
+    assert_sound(lake)
+
+
+def test_killed_while_it_cleans(
+    undisturbed: Path, pictures: Path, tmp_path: Path, start: Callable[..., Job]
+) -> None:
+    """Between two parts, and when all is written but not made known."""
+    lake, other = tmp_path / "lake", tmp_path / "other"
+    shutil.copytree(undisturbed, lake)
+    labels = tmp_path / "labels.csv"
+    labels.write_text("path,name\n" + "".join(f"{i:02d}.jpg,{'ab'[i % 4 == 0]}\n" for i in range(NUM_IMAGES)))
+    job = start("extract", pictures, lake, *FLAGS, "--labels", labels, "--label-column", "name")
+    assert job.wait() == 0, job.errors()
+    shutil.copytree(lake, other)
+    run_job("clean", JobConfig(lake=str(other)))
+    kept: dict[str, int] = {}
+    for number, point in enumerate((r"/decisions/.*/0000000012\.parquet$", "lake.yaml$")):
+        fault = Fault([point], "pause", tmp_path / str(number))
+        job = start("clean", lake, "--json", environment=fault.environment())
+        job.kill("driver", fault.hit(job))
+        job.assert_gone()
+        found = parts(lake, "decisions")
+        assert kept.items() <= found.items() and len(found) > len(kept)
+        kept = found
+    job = start("clean", lake, "--json")
+    assert job.wait() == 0, job.errors()
+    assert counts(job) == {"deaths": 0, "parts_kept": NUM_PARTS, "parts_run": 0}
+    assert parts(lake, "decisions") == kept
+    assert_same_tables(lake, other)
     assert_sound(lake)
 
 
