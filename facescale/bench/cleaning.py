@@ -239,7 +239,7 @@ def _lost(one: TrialScores) -> float | None:
 
 
 def _percent(share: float | None) -> float | None:
-    return None if share is None else round(100 * share, 1)
+    return None if share is None else round(100 * float(share), 1)
 
 
 def _rng(kind: str, rate: float, seed: int) -> np.random.Generator:

@@ -55,12 +55,16 @@ def clean_by_ownership(
     cuts = resolve(rules, calibration, claims.num_labels)
     unit = faces.unit[votes.face]
     label = votes.label[votes.vote]
-    chosen = choose_faces(faces, votes, cuts.split)
+    chosen, good = choose_faces(faces, votes, cuts.split), faces.good[votes.face]
+    heard = np.bincount(label[chosen & good], minlength=claims.num_labels) > 0
+    unowned = np.zeros(claims.num_labels, bool)
     for turn in range(2):
-        voting = chosen & faces.good[votes.face]
+        voting = chosen & (good | unowned[label])
         found = decide(unit, label, votes.key, voting, claims.num_labels, cuts, rules)
         again = _choose_again(faces, votes, found, cuts)
-        if turn or (again == chosen).all():
+        # Where the recognizable faces of a label leave it without an owner, its others are heard, too.
+        unowned = (found.owner[found.merged] < 0) & heard
+        if turn or ((again == chosen).all() and not (unowned[label] & chosen & ~good).any()):
             break
         # Whose face an image's claim means is known better now that it is known whose the label is.
         chosen = again

@@ -208,6 +208,22 @@ def test_faces_of_low_quality_decide_nothing_and_are_decided_about() -> None:
     assert (only.label_out[person != 3] == person[person != 3]).all()
 
 
+def test_faces_of_low_quality_are_heard_where_the_others_leave_a_label_without_an_owner() -> None:
+    """Two good faces that are not alike, and two poor ones between them."""
+    split = calibration().pairs.similarity_at(RULES.split_fmr)
+    vectors, person = simulate(12, 8, seed=14)
+    middle, one, other = np.linalg.qr(np.random.default_rng(0).standard_normal((vectors.shape[1], 3)))[0].T
+    slope = np.sqrt(1 / (split - 0.03) - 1)
+    four = unit(np.stack([middle + slope * one, middle + slope * other, middle, middle + 0.1 * one]))
+    assert four[0] @ four[1] < split
+    faces, label = np.concatenate([vectors, four]), np.append(person, [12] * 4)
+    poor = np.arange(len(label)) >= len(label) - 2
+    rows = clean(faces_of_images(faces, good=~poor), claims_of_images(label))
+    assert (rows.label_out == label).all()
+    without = clean(faces_of_images(faces[~poor]), claims_of_images(label[~poor]))
+    assert set(reasons(without)[-2:]) == {"no_majority"}
+
+
 def test_every_face_has_a_row_and_every_score_its_threshold() -> None:
     vectors, person = simulate(20, 8, seed=13, alike=0.4)
     trial = plant("uniform", 0.4, person, vectors, np.random.default_rng(0))
