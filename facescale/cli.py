@@ -53,6 +53,8 @@ from facescale.cli_options import (
     Workers,
     set_up_logging,
 )
+from facescale.cli_report import NoReport
+from facescale.cli_report import register as register_report
 from facescale.cli_tools import register
 from facescale.config.flags import everywhere
 from facescale.config.flags import job_overrides as _overrides
@@ -72,6 +74,7 @@ app = typer.Typer(
 
 register(app)
 register_curate(app)
+register_report(app)
 app.add_typer(bench_app, name="bench")
 
 
@@ -101,16 +104,18 @@ def run(
     backend: Backend = None,
     recall: Recall = None,
     memory_gib: MemoryGib = None,
+    no_report: NoReport = False,
     dry_run: DryRunFlag = False,
     json_output: JsonFlag = False,
     verbose: Verbose = False,
 ) -> None:
     """Run every stage, in order; running it again resumes it.
 
-    The stages: extract, labels, dedup, neighbors, cluster, clean, index.
+    The stages: extract, labels, dedup, neighbors, cluster, clean, index, report.
     """
     overrides = _overrides(locals()) | {
         **everywhere("embedder", embedder),
+        "report.enabled": False if no_report else None,
         "index.backend": backend,
         "index.recall": recall,
         "index.memory_gib": memory_gib,

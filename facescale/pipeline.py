@@ -1,6 +1,6 @@
 """READ FIRST: the stages in data order, the tables each reads and writes, and `run_job`, which every entry point calls.
 
-    SRC ─► plan ─► extract ─► dedup ─► neighbors ─► cluster ─► clean ─► index ─► search
+    SRC ─► plan ─► extract ─► dedup ─► neighbors ─► cluster ─► clean ─► index ─► search, report
             │        │  └─► embed (another model, from the stored crops)
          sources   images, faces, crops, embeddings            labels ◄─ label (claims on images)
 
@@ -69,6 +69,7 @@ STAGES = (
         "whose name each label is, which faces it keeps, and why",
     ),
     StageInfo("index", ("embeddings",), ("index",), "FAISS or hnswlib shards, with recall measured"),
+    StageInfo("report", ("every table",), ("report.html",), "one page: counts, histograms, contact sheets"),
     StageInfo("search", ("index", "embeddings", "faces", "images", "labels"), (), "nearest faces of a query"),
 )
 
@@ -129,6 +130,12 @@ def _index(context: JobContext) -> list[StageSummary]:
     return [run_index(context)]
 
 
+def _report(context: JobContext) -> list[StageSummary]:
+    from facescale.driver.report import run_report
+
+    return [run_report(context)]
+
+
 def _run(context: JobContext) -> list[StageSummary]:
     """Every stage; those that need thresholds only for an embedder that is calibrated, since the others need none."""
     from facescale.driver.neighbors import is_calibrated
@@ -149,7 +156,12 @@ def _run(context: JobContext) -> list[StageSummary]:
         )
     if lake.current("labels") is not None and is_calibrated(config.clean.embedder, lake):
         stages += _clean(context)
-    return stages + _index(context)
+    stages += _index(context)
+    if config.report.enabled and not _left_over(stages):
+        from facescale.driver.report import run_report
+
+        stages.append(run_report(context, stages))
+    return stages
 
 
 def _left_over(stages: Iterable[StageSummary]) -> bool:
@@ -165,6 +177,7 @@ JOBS: Mapping[str, Callable[[JobContext], list[StageSummary]]] = {
     "cluster": _cluster,
     "clean": _clean,
     "index": _index,
+    "report": _report,
 }
 """Jobs by name: what `facescale NAME` and `python -m jobs.NAME` run."""
 

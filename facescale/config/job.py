@@ -11,6 +11,7 @@ from facescale.config.curate import DedupConfig, NeighborsConfig
 from facescale.config.engine import EngineConfig
 from facescale.config.extract import ExtractConfig, LabelsConfig
 from facescale.config.index import IndexConfig
+from facescale.config.report import ReportConfig
 
 NEEDS_SOURCE = ("run", "extract")
 """Jobs that read photographs; the others work on what the lake holds."""
@@ -45,6 +46,9 @@ class JobConfig(Config):
 
     index: IndexConfig = IndexConfig()
     """The index."""
+
+    report: ReportConfig = ReportConfig()
+    """The page about it all."""
 
     engine: EngineConfig = EngineConfig()
     """Workers and devices."""

@@ -26,7 +26,7 @@ from facescale.index.manifest import read_manifest
 from facescale.index.plan import choose
 from facescale.lake.fingerprint import parts_digest
 from facescale.lake.lake import Lake
-from facescale.lake.lake_file import refuse_foreign_files
+from facescale.lake.lake_file import REPORT_FILE, refuse_foreign_files
 from facescale.lake.parts import list_done
 from facescale.lake.scan import sum_counters
 from facescale.lake.store import Store
@@ -47,6 +47,7 @@ COPY_BYTES = 3  # a row is some 50 bytes, and one image in twenty a copy
 NEIGHBOR_BYTES = 7  # id and similarity, compressed
 CLUSTER_BYTES = 8  # ids and confidence, compressed
 DECISION_BYTES = 30
+REPORT_BYTES = 3 << 20
 
 
 @dataclass
@@ -99,6 +100,9 @@ def plan_job(job: str, config: JobConfig) -> DryRun:
         _plan_clean(lake, config, plan)
     if job in ("run", "index"):
         _plan_index(lake, config, plan)
+    if job == "report" or (job == "run" and config.report.enabled):
+        note = f"{REPORT_FILE}, of at most {config.report.max_mib} MiB"
+        plan.stages.append(PlannedStage("report", ["report"], 1, 0, REPORT_BYTES, note))
     return plan
 
 
