@@ -246,6 +246,8 @@ def print_demo(console: Console, result: DemoResult) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if result.report:
+        console.print(f"Look at it: {result.report}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_mapping(console: Console, title: str, values: Any) -> None:

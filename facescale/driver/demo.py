@@ -22,6 +22,7 @@ from facescale.curate.calibration import calibration_path
 from facescale.driver.calibrate import CalibrateSettings, run_calibrate
 from facescale.errors import EXIT_DONE
 from facescale.lake.lake import Lake
+from facescale.lake.lake_file import REPORT_FILE
 from facescale.sources.labels import LabelSpec
 from facescale.synth.crawl import make_crawl
 from facescale.synth.plan import CLEAN, WRONG_LABEL
@@ -37,11 +38,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class DemoResult:
-    """What the demo showed; `ok` when the job was whole and every floor is reached."""
+    """What the demo showed; `ok` when the job was whole and every floor is reached. `report` is the page's path."""
 
     summary: JobSummary
     scores: list[Score] = field(default_factory=list)
     seconds: float = 0.0
+    report: str = ""
 
     @property
     def ok(self) -> bool:
@@ -91,7 +93,8 @@ def run_demo(
         done = {stage.stage: stage for stage in extracted}
         summary.stages = [done.get(stage.stage, stage) for stage in summary.stages]
     scores = score_demo(config.lake, out)
-    return DemoResult(summary, scores, time.monotonic() - start)
+    report = Path(config.lake) / REPORT_FILE
+    return DemoResult(summary, scores, time.monotonic() - start, str(report) if report.exists() else "")
 
 
 def _calibrate(out: Path, lake_uri: str, reporter: Reporter) -> None:

@@ -20,6 +20,7 @@ from facescale.driver.extract import import_plugins, other_settings, plan_extrac
 from facescale.driver.index import index_settings
 from facescale.driver.label import label_spec, label_version
 from facescale.driver.neighbors import is_calibrated, plan_neighbors
+from facescale.driver.report import report_is_current
 from facescale.errors import MismatchError, UsageError
 from facescale.index.build import plan_index
 from facescale.index.manifest import read_manifest
@@ -101,8 +102,11 @@ def plan_job(job: str, config: JobConfig) -> DryRun:
     if job in ("run", "index"):
         _plan_index(lake, config, plan)
     if job == "report" or (job == "run" and config.report.enabled):
+        done = job == "run" and not _something_before(plan) and report_is_current(lake, config.report)
         note = f"{REPORT_FILE}, of at most {config.report.max_mib} MiB"
-        plan.stages.append(PlannedStage("report", ["report"], 1, 0, REPORT_BYTES, note))
+        plan.stages.append(
+            PlannedStage("report", ["report"], 1 - done, int(done), 0 if done else REPORT_BYTES, note)
+        )
     return plan
 
 

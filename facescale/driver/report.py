@@ -5,6 +5,7 @@ Runs in this process, without Ray. As the last stage of `run` it leaves a page a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import time
@@ -101,8 +102,14 @@ def write_report(
     except OSError as error:
         raise UsageError(f"--out {out} cannot be written: {error.strerror}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
     return str(target), len(page)
+
+
+def report_is_current(lake: Lake, config: ReportConfig) -> bool:
+    """Whether the lake holds a page that says what a new one would."""
+    return lake.current("images") is not None and _written(lake) == _fingerprint(_source(lake, config))
 
 
 def _source(lake: Lake, config: ReportConfig) -> Source:

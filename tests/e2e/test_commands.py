@@ -35,6 +35,7 @@ STAGES = (
     "cluster",
     "clean",
     "index",
+    "report",
 )  # of a run with labels, in order
 
 
@@ -145,7 +146,7 @@ def test_dry_run_writes_nothing(crawl: Crawl, tmp_path: Path) -> None:
     assert (plan["job"], plan["images"]) == ("run", NUM_IMAGES)
     stages = {stage["stage"]: stage for stage in plan["stages"]}
     assert stages["extract"]["tables"] == ["images", "faces", "crops", "embeddings"]
-    written = ["labels", "duplicates", "neighbors", "clusters", "decisions", "index"]
+    written = ["labels", "duplicates", "neighbors", "clusters", "decisions", "index", "report"]
     assert [stages[name]["tables"] for name in STAGES[1:]] == [[table] for table in written]
     assert all((stage["parts"], stage["parts_done"]) == (1, 0) for stage in stages.values())
     made = {table: sum(f.stat().st_size for f in (crawl.lake / table).rglob("*.parquet")) for table in TABLES}

@@ -53,10 +53,11 @@ def test_wheel_holds_schemas_and_cards(wheel: zipfile.ZipFile) -> None:
         str(path.relative_to(ROOT))
         for folder in ("facescale", "jobs")
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in {".py", ".yaml"} and "__pycache__" not in path.parts
+        if path.suffix in {".py", ".yaml", ".j2", ".css"} and "__pycache__" not in path.parts
     }
     assert "facescale/schemas/images.yaml" in schemas
     assert any(name.startswith("facescale/models/cards/") for name in package)
+    assert {"facescale/report/report.html.j2", "facescale/report/report.css"} <= package
     assert schemas | package <= names
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"facescale", "jobs"}
