@@ -36,11 +36,22 @@ __all__ = [
     "neighbors",
     "run",
     "search",
+    "write_report",
 ]
 
 if TYPE_CHECKING:
     from facescale import errors
-    from facescale.api.jobs import build_index, clean, cluster, dedup, embed, extract, neighbors, run
+    from facescale.api.jobs import (
+        build_index,
+        clean,
+        cluster,
+        dedup,
+        embed,
+        extract,
+        neighbors,
+        run,
+        write_report,
+    )
     from facescale.api.lake import Lake
     from facescale.api.questions import calibrate, evaluate_cleaning, evaluate_clusters, search
     from facescale.config.job import JobConfig
@@ -49,7 +60,7 @@ if TYPE_CHECKING:
 else:
     # Where each name comes from. Not seen by type checkers, so that they know these names and no others.
     _NAMES = {
-        "facescale.api.jobs": "build_index clean cluster dedup embed extract neighbors run",
+        "facescale.api.jobs": "build_index clean cluster dedup embed extract neighbors run write_report",
         "facescale.api.lake": "Lake",
         "facescale.api.questions": "calibrate evaluate_cleaning evaluate_clusters search",
         "facescale.config.job": "JobConfig",

@@ -49,6 +49,7 @@ def run(
     backend: str | None = None,
     recall: float | None = None,
     memory_gib: float | None = None,
+    no_report: bool = False,
     workers: int | None = None,
     threads: int | None = None,
     device: str | None = None,
@@ -83,6 +84,7 @@ def run(
         backend: of the index, "faiss" or "hnswlib".
         recall: wanted of the index, 0 to 1.
         memory_gib: what the index may take when it is searched.
+        no_report: do not make LAKE/report.html at the end.
         workers: processes; 0 runs in this process without Ray.
         threads: in each worker.
         device: "auto", "cpu" or "cuda".
@@ -98,6 +100,7 @@ def run(
     """
     overrides = {
         **everywhere("embedder", embedder),
+        "report.enabled": False if no_report else None,
         "index.backend": backend,
         "index.recall": recall,
         "index.memory_gib": memory_gib,
@@ -350,12 +353,56 @@ def lake_uri(lake: LakeLike) -> str:
     return lake.uri if isinstance(lake, AnyLake) else os.fspath(lake)
 
 
-def _job(job: str, given: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> JobSummary:
-    """Run a job.
+def write_report(
+    lake: LakeLike | None = None,
+    *,
+    out: PathLike | None = None,
+    embedder: str | None = None,
+    no_photos: bool = False,
+    plugins: Sequence[str] | None = None,
+    config: JobConfig | PathLike | None = None,
+) -> str:
+    """Make the HTML page about a lake anew: `facescale report` (facescale.report is a package).
+
+    Examples:
+        >>> facescale.write_report("crawl.lake", out="page.html", no_photos=True)
+        'page.html'
 
     Args:
-        job: a key of pipeline.JOBS.
-        given: the arguments of its function, by name.
+        lake: the lake.
+        out: HTML file to write; None for LAKE/report.html.
+        embedder: whose neighbors, clusters, decisions and index are shown.
+        no_photos: counts and drawings only: no picture, label or file name.
+        plugins: Python modules that register further models.
+        config: all other settings: a JobConfig or a YAML file; keywords override it.
+
+    Returns:
+        Where the page is.
+
+    Raises:
+        UsageError: there is no lake, nothing was extracted yet, or `out` cannot be written.
+    """
+    from facescale.driver import report
+
+    own = {"report.embedder": embedder, "report.photos": False if no_photos else None}
+    settings = _settings(locals(), own)
+    target = None if out is None else os.fspath(out)
+    where, _ = report.write_report(
+        settings.lake, settings.report, out=target, plugins=settings.extract.plugins
+    )
+    return where
+
+
+def _job(job: str, given: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> JobSummary:
+    """Run a job: a key of pipeline.JOBS; see `_settings`."""
+    return pipeline.run_job(job, _settings(given, own), given["reporter"])
+
+
+def _settings(given: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> JobConfig:
+    """The configuration that a function was called with.
+
+    Args:
+        given: the arguments of the function, by name.
         own: settings that only this job has, by dotted path.
     """
     flags = dict(given)
@@ -367,7 +414,5 @@ def _job(job: str, given: Mapping[str, Any], own: Mapping[str, Any] | None = Non
     overrides = {**job_overrides(flags), **(own or {})}
     config = flags["config"]
     if config is None or isinstance(config, JobConfig):
-        settings = load_config(JobConfig, base=config, overrides=overrides)
-    else:
-        settings = load_config(JobConfig, file=os.fspath(config), overrides=overrides)
-    return pipeline.run_job(job, settings, flags["reporter"])
+        return load_config(JobConfig, base=config, overrides=overrides)
+    return load_config(JobConfig, file=os.fspath(config), overrides=overrides)
