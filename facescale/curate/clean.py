@@ -60,10 +60,13 @@ def clean_by_ownership(
     unowned = np.zeros(claims.num_labels, bool)
     for turn in range(2):
         voting = chosen & (good | unowned[label])
-        found = decide(unit, label, votes.key, voting, claims.num_labels, cuts, rules)
+        found = decide(unit, label, votes.key, voting, chosen, claims.num_labels, cuts, rules)
         again = _choose_again(faces, votes, found, cuts)
         # Where the recognizable faces of a label leave it without an owner, its others are heard, too.
-        unowned = (found.owner[found.merged] < 0) & heard
+        claim = found.merged[label]
+        owners = voting & (found.owner[claim] >= 0) & (found.person == found.owner[claim])
+        seen = np.bincount(claim[owners], minlength=claims.num_labels)
+        unowned = (seen[found.merged] < rules.min_photos) & heard
         if turn or ((again == chosen).all() and not (unowned[label] & chosen & ~good).any()):
             break
         # Whose face an image's claim means is known better now that it is known whose the label is.

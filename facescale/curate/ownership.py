@@ -138,6 +138,7 @@ def decide(
     label: Ints,
     key: NDArray[np.uint64],
     voting: Bools,
+    counted: Bools,
     num_labels: int,
     cuts: Cuts,
     rules: OwnershipRules,
@@ -150,6 +151,8 @@ def decide(
         key: uint64 [V], a hash of each face's id.
         voting: bool [V], which faces say who a label's people are: one of each photograph, recognizable, no copies.
             The others are only compared with the result.
+        counted: bool [V], which faces count as photographs of whoever they are found to show: those that vote, and
+            those that only are not recognizable enough to.
         num_labels: L.
         cuts: thresholds.
         rules: those that are no cosines.
@@ -159,18 +162,33 @@ def decide(
     P = int(person.max(initial=-1)) + 1
     merged = same_names(person, label, key, num_labels, rules)
     claim = merged[label]
+    shown = _attach(unit, person, counted & ~voting, P, cuts)
     owner = match_names(
-        count_edges(person, claim, key), P, num_labels, min_photos=rules.min_photos, min_share=rules.min_share
+        count_edges(shown, claim, key), P, num_labels, min_photos=rules.min_photos, min_share=rules.min_share
     )
     name = np.full(P, -1)
     name[owner[owner >= 0]] = np.flatnonzero(owner >= 0)
     for turn in range(rules.rounds + 1):
         own, rival, rival_score = _scores(unit, claim, person, owner, P, cuts)
         keep = (own >= np.float32(cuts.keep)) & ~beaten(own, rival_score, cuts)
+        members = _members(np.where(voting, person, shown), owner[claim], keep, rival, rival_score, cuts)
         if turn < rules.rounds:
-            person = np.where(voting, _members(person, owner[claim], keep, rival, rival_score, cuts), -1)
-    second, second_share = _undecided(person, claim, key, keep & voting, owner, name, rules)
-    return Ownership(person, owner, name, merged, keep, own, rival, rival_score, second, second_share)
+            person = np.where(voting, members, -1)
+    shown = np.where(voting, person, np.where(counted, members, -1))
+    second, second_share = _undecided(shown, claim, key, keep & counted, owner, name, rules)
+    return Ownership(shown, owner, name, merged, keep, own, rival, rival_score, second, second_share)
+
+
+def _attach(unit: Floats, person: Ints, late: Bools, num_people: int, cuts: Cuts) -> Ints:
+    """Who each face shows, with those that had no say given to the nearest person: int64 [V], -1 for nobody known."""
+    shown, at = person.copy(), np.flatnonzero(late)
+    centers = make_centers(unit, person, num_people, small_sample=cuts.small_sample)
+    nobody = np.full(len(at), -1)
+    nearest, score = best_rivals(
+        unit[at], nobody, nobody, centers, centers.counts > 0, small_sample=cuts.small_sample
+    )
+    shown[at] = np.where(score >= np.float32(cuts.keep), nearest, -1)
+    return shown
 
 
 def beaten(own: Floats, rival_score: Floats, cuts: Cuts) -> Bools:
