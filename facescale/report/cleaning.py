@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("face_id", "label_in", "label_out", "verdict", "reason", "score", "threshold", "evidence_id")
 _OWNED = {"owner": "stays", "unlike_owner": "leaves: unlike the owner"}
+_NO_LABEL = ("bystander", "no_counterpart")  # shown last: they stood for no label
 _BARS = 80
 _LABELS = 12
 _MERGE_ROWS = 1 << 18
@@ -59,13 +60,13 @@ def labels_section(source: Source) -> Section | None:
         section.notes.append("They have not been cleaned: facescale clean decides which of them are right.")
         return section
     counters = sum_counters(source.lake, decisions)
-    claimed = counters.get("faces", 0) - sum(
-        counters.get(f"reason.{name}", 0) for name in ("no_claim", "bystander")
-    )
+    bystanders = counters.get("reason.bystander", 0)
+    claimed = counters.get("faces", 0) - bystanders - counters.get("reason.no_claim", 0)
     section.facts.append(("faces that stand for a label", claimed))
-    section.facts += [
-        (verdict, counters.get(f"verdict.{verdict}", 0)) for verdict in VERDICTS if verdict != "keep"
-    ]
+    number = {verdict: counters.get(f"verdict.{verdict}", 0) for verdict in VERDICTS}
+    number["drop"] -= bystanders  # they had no label to lose
+    section.facts += [(verdict, count) for verdict, count in number.items() if verdict != "keep"]
+    section.facts.append(("bystanders", bystanders))
     _decided(source, section, decisions)
     return section
 
@@ -194,7 +195,10 @@ def _sheets(
     names = source.claims(np.array(evidence, np.int64))
     order = [*(verdict for verdict in VERDICTS if verdict != "keep"), "keep"]
     sheets: list[Sheet] = []
-    for verdict, reason in sorted(chosen, key=lambda kind: (order.index(kind[0]), -counts[kind], kind[1])):
+    kinds = sorted(
+        chosen, key=lambda kind: (kind[1] in _NO_LABEL, order.index(kind[0]), -counts[kind], kind[1])
+    )
+    for verdict, reason in kinds:
         rows = chosen[verdict, reason]
         strips = tuple(_pair(row, names) for row in rows)
         if reason == BARELY:

@@ -97,12 +97,12 @@ def _sheets(
     def sheet(title: str, text: str, which: Sequence[int], folded: bool = False) -> Sheet:
         return Sheet(title, text, tuple(strips[int(cluster[at])] for at in which), folded)
 
-    text = "The surest faces first, then the least sure."
+    text = "The surest faces first, then the least sure, each with its confidence."
     sheets = [
         sheet("The largest", text, largest.tolist()),
         sheet(
             "The least certain",
-            "Lowest mean confidence; at 0.5 another cluster is as likely.",
+            "Lowest mean confidence. At 0.5 another cluster is as likely.",
             doubtful.tolist(),
         ),
         sheet("Ordinary ones", "A random sample of the others.", ordinary.tolist(), folded=True),
@@ -137,7 +137,7 @@ def _strip(members: pa.Table, cluster: int, size: int, names: dict[int, str]) ->
             Shown(
                 row["face_id"],
                 names.get(image_id_of(row["face_id"]), ""),
-                "" if sure is None else f"confidence {sure:.2f}",
+                "" if sure is None else f"{sure:.2f}",
                 "unsure" if unsure else "",
                 "doubt" if unsure else "",
             )

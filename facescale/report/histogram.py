@@ -23,6 +23,7 @@ class Histogram:
     def __init__(self) -> None:
         self.counts: NDArray[np.int64] = np.zeros(FINE_BINS, np.int64)
         self.low, self.width = 0.0, 0.0  # of the first bin; width 0 before anything was added
+        self.smallest, self.largest = np.inf, -np.inf
         self.missing = 0
 
     @property
@@ -37,7 +38,9 @@ class Histogram:
         self.missing += len(values) - len(finite)
         if not len(finite):
             return
-        self._cover(float(finite.min()), float(finite.max()))
+        self.smallest = min(self.smallest, float(finite.min()))
+        self.largest = max(self.largest, float(finite.max()))
+        self._cover(self.smallest, self.largest)
         bins = np.clip(((finite - self.low) / self.width).astype(np.int64), 0, FINE_BINS - 1)
         self.counts += np.bincount(bins, minlength=FINE_BINS)
 
@@ -46,7 +49,10 @@ class Histogram:
         if not self.total:
             return float("nan")
         at = int(np.searchsorted(np.cumsum(self.counts), share * self.total, side="left"))
-        return self.low + (min(at, FINE_BINS - 1) + 0.5) * self.width
+        middle = self.low + (min(at, FINE_BINS - 1) + 0.5) * self.width
+        if abs(middle) <= self.width / 2:  # the bin that holds 0, which many values are exactly
+            middle = 0.0
+        return float(np.clip(middle, self.smallest, self.largest))
 
     def share_above(self, value: float) -> float:
         """Share of the values above one, to the width of a bin; NaN when there are none."""
@@ -62,11 +68,13 @@ class Histogram:
         return Bars(low, high, np.bincount(bins, weights=self.counts, minlength=number).astype(np.int64))
 
     def trimmed_range(self, tail: float = 0.002) -> tuple[float, float]:
-        """From where to where to draw: without a share `tail` at each end, and never empty."""
+        """From where to where to draw: without a share `tail` at each end, unless the rest is all the same."""
         low, high = self.quantile(tail), self.quantile(1 - tail)
         if not np.isfinite(low):
             return 0.0, 1.0
-        margin = max((high - low) * 0.03, abs(high) * 1e-3, 1e-6)
+        if high - low <= 2 * self.width:
+            low, high = self.smallest, self.largest
+        margin = (high - low) * 0.03 or 0.5
         return low - margin, high + margin
 
     def _cover(self, low: float, high: float) -> None:

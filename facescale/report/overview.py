@@ -95,14 +95,14 @@ def images_section(
         columns = ("file", "what is wrong")
         failed_table = Table("Some that failed", columns, tuple(examples), names=(0, 1), folded=True)
         section.tables.append(failed_table)
-    if rows := _throughput(stages):
+    if rows := _throughput(stages, counts):
         section.tables.append(
             Table("The run that made this page", ("stage", "parts", "seconds", "done", "a second"), rows)
         )
     return section
 
 
-def _throughput(stages: Sequence[dict[str, Any]]) -> tuple[tuple[Cell, ...], ...]:
+def _throughput(stages: Sequence[dict[str, Any]], images: dict[str, int]) -> tuple[tuple[Cell, ...], ...]:
     rows = []
     for stage in stages:
         counters, seconds = stage["counters"], stage["seconds"]
@@ -110,6 +110,8 @@ def _throughput(stages: Sequence[dict[str, Any]]) -> tuple[tuple[Cell, ...], ...
             continue  # counters are of all parts, and time was spent on some
         unit = "images" if counters.get("images") else "faces"
         done = counters.get(unit)
+        if stage["stage"] == "dedup":  # counts copies, and looks at every image
+            unit, done = "images", images.get("images")
         rate = f"{done / seconds:,.1f} {unit}" if done else None
         found = f"{done:,} {unit}" if done else None
         rows.append((stage["stage"], stage["parts_run"], round(seconds, 1), found, rate))

@@ -124,7 +124,8 @@ def marks_of(source: Source, *, centers: bool = False) -> list[Mark]:
     if source.calibration is None:
         return []
     curve = source.calibration.centers if centers else source.calibration.pairs
-    return [Mark(curve.similarity_at(fmr), f"FMR {fmr:.0e}".replace("e-0", "e-")) for fmr in FMRS]
+    marks = [Mark(curve.similarity_at(fmr), f"FMR {fmr:.0e}".replace("e-0", "e-")) for fmr in FMRS]
+    return [mark for mark in marks if mark.value < 1]
 
 
 def _pairs_plot(source: Source, genuine: Histogram, impostor: Histogram) -> Plot:
@@ -179,6 +180,8 @@ def _thresholds(source: Source, genuine: Histogram, impostor: Histogram, nearest
     rows = []
     for fmr in FMRS:
         pairs = source.calibration.pairs.similarity_at(fmr)
+        if pairs >= 1:  # too few people were calibrated on to tell
+            continue
         cells: list[Cell] = [
             f"{fmr:.0e}".replace("e-0", "e-"),
             round(pairs, 4),

@@ -126,7 +126,7 @@ def report_lake(root: Path) -> Lake:
 def curated_lake(root: Path) -> Lake:
     """The same after every job of curation, and with an index."""
     lake = report_lake(root)
-    for job in ("dedup", "neighbors", "clean", "index"):
+    for job in ("dedup", "neighbors", "cluster", "clean", "index"):
         pipeline.run_job(job, config(lake))
     return lake
 

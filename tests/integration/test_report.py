@@ -22,6 +22,7 @@ from report_lakes import (
     config,
     curated_lake,
     portrait,
+    truth,
     vectors,
 )
 
@@ -90,6 +91,7 @@ def test_counts_are_those_of_the_tables(lake: Lake) -> None:
         "quality",
         "similarity",
         "duplicates",
+        "clusters",
         "labels",
         "search",
         "made-with",
@@ -134,6 +136,68 @@ def test_copies_stand_beside_what_is_kept(lake: Lake) -> None:
     assert all(strip.faces[0].badge == "kept" for strip in largest.strips)
     notes = [strip.faces[1].note for strip in least_alike.strips]
     assert [note.rpartition(", ")[2] for note in notes] == ["3 bits apart", "1 bits apart"]
+
+
+def test_clusters_are_counted_and_shown_by_how_sure_they_are(lake: Lake) -> None:
+    clusters = section(report(lake), "clusters")
+    facts = dict(clusters.facts)
+    assert (facts["clusters"], facts["alone"]) == (6, 0)
+    assert facts["faces in those"] == COUNT - int(str(facts["unassigned"]))
+    for strip in [strip for sheet in clusters.sheets for strip in sheet.strips]:
+        people = {int(truth()[shown.face_id >> 8]) for shown in strip.faces}
+        assert people == {
+            int(strip.title.split()[1]) >> 8
+        }  # the smallest face_id is the person's first photograph
+        sure = [float(shown.note) for shown in strip.faces]
+        assert sure == sorted(sure, reverse=True)
+
+
+def test_the_least_certain_clusters_and_faces_are_shown(lake: Lake) -> None:
+    """Clusters of 20, 12, 8, 4 and of 2 faces; of that of 8 all are unsure, of that of 20 three."""
+    sizes = [20, 12, 8, 4, 2, 2, 2, 2, 2]
+    first = np.repeat(np.cumsum([0, *sizes[:-1]]), sizes)
+    confidence = np.full(COUNT, 0.95)
+    confidence[32:40] = 0.6
+    confidence[[3, 9, 17]] = [0.5, 0.55, 0.52]
+    shuffled = np.random.default_rng(0).permutation(COUNT)
+    cluster = (make_image_id(0, first.astype(np.int64)) | 1)[shuffled]
+    version = TableVersion("clusters", "8" * 12, MODEL)
+    lake.write_version(version, stage="cluster", settings={}, revision=1, inputs={})
+    for start in range(0, COUNT, PART):
+        rows = np.arange(start, min(start + PART, COUNT))
+        table = pa.table(
+            {
+                "face_id": make_image_id(0, rows) | 1,
+                "cluster_id": cluster[rows],
+                "confidence": confidence[shuffled][rows].astype(np.float32),
+            }
+        )
+        commit_part(lake.store, PartKey(0, start, len(rows)), [(version, table)])
+    before = lake.current("clusters", MODEL)
+    assert before is not None
+    lake.set_current([version])
+    try:
+        found = section(report(lake, clusters=3, strip=9), "clusters")
+    finally:
+        lake.set_current([before])
+        lake.store.delete_tree(version.folder)
+    assert dict(found.facts) == {
+        "clusters": 9,
+        "with two faces or more": 9,
+        "faces in those": COUNT,
+        "alone": 0,
+        "unassigned": 0,
+        "largest": 20,
+    }
+    sheets = {sheet.title: [int(strip.note.split()[0]) for strip in sheet.strips] for sheet in found.sheets}
+    assert sheets["The largest"] == [20, 12, 8]
+    assert sheets["The least certain"][0] in (4, 2) and len(sheets["The least certain"]) == 2
+    largest, _, unsure = found.sheets[0].strips
+    assert largest.note.startswith("20 faces, 9 shown")
+    assert [shown.note for shown in largest.faces[-3:]] == ["0.55", "0.52", "0.50"]
+    assert [shown.badge for shown in largest.faces] == [""] * 6 + ["unsure"] * 3
+    assert {shown.badge for shown in unsure.faces} == {"unsure"}
+    assert unsure.note.startswith("8 faces") and "shown" not in unsure.note
 
 
 def test_searches_find_the_same_person(lake: Lake) -> None:

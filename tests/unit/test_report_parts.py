@@ -47,6 +47,18 @@ def test_histogram_counts_what_streams_by_in_any_order(blocks: list[list[float]]
     assert low < high and counts.bars(low, high, 7).total == len(values)
 
 
+def test_values_that_are_all_the_same_are_found_exactly() -> None:
+    for value in (0.0, 0.75, -3.0):
+        counts = Histogram()
+        counts.add(np.full(9, value))
+        assert counts.quantile(0.5) == value
+        low, high = counts.trimmed_range()
+        assert low < value < high and high - low == 1
+    mostly = Histogram()
+    mostly.add(np.array([0.0] * 5000 + [0.3]))
+    assert mostly.quantile(0.5) == 0 and mostly.trimmed_range()[1] > 0.3
+
+
 def test_histogram_agrees_with_numpy() -> None:
     rng = np.random.default_rng(0)
     values = np.concatenate([rng.normal(0.4, 0.1, 5000), rng.normal(0.9, 0.02, 3000)]).astype(np.float32)
