@@ -164,8 +164,8 @@ def cluster_faces(
         Clusters that do not depend on the order of the faces.
 
     Notes:
-        Memory: 12 D bytes a face (embeddings in canonical order, sums of clusters), 200 bytes a face, and at most
-        60 bytes for each entry of the lists.
+        Memory: 12 D + 200 bytes a face (embeddings in canonical order, sums of clusters), and at most 65 bytes for
+        each entry of the lists.
     """
     N = len(faces.face_id)
     order = canonical_order(faces.unit, faces.face_id)

@@ -2,7 +2,7 @@
 
 Comes in: a lake with current faces, embeddings and neighbors (and duplicates, where dedup has run). Goes out: a
 clusters version of the embedder, set as current. The clustering is done here, in one process, on arrays: a face takes
-16 D + 300 bytes and 60 more for each of its neighbors above the lowest threshold. Only the table is written part by
+16 D + 300 bytes and 75 more for each of its neighbors above the lowest threshold. Only the table is written part by
 part, so a killed job clusters again and writes what is missing.
 """
 

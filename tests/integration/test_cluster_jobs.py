@@ -21,7 +21,6 @@ from facescale.evaluate.clusters import score_clusters
 from facescale.lake.ids import image_id_of, make_face_id, make_image_id
 from facescale.lake.lake import Lake
 from facescale.lake.parts import PartKey, TableVersion, commit_part
-from facescale.lake.schema import table_schema
 from facescale.lake.verify import verify
 
 pytest.importorskip("faiss")
@@ -165,16 +164,11 @@ def test_what_changed_since_neighbors_is_said(lake: Lake) -> None:
 
 
 def test_another_gate_than_that_of_the_neighbors_is_refused(lake: Lake) -> None:
-    if "quality" not in table_schema("faces").names:
-        pytest.skip("the table faces has no column quality")
     calibrated(lake, min_quality=0.3)
     with pytest.raises(UsageError, match="the calibration have changed since its neighbors were found"):
         run("cluster", lake)
 
 
-@pytest.mark.skipif(
-    "quality" not in table_schema("faces").names, reason="the table faces has no column quality"
-)
 def test_faces_below_the_gate_are_attached_or_unassigned(lake: Lake) -> None:
     """Two faces of a person are blurred, one beyond recognition; nobody measured a third."""
     unit, who = crowd()
