@@ -43,6 +43,9 @@ _ATTACH_ODDS = 3.0
 
 _CAP_ROUNDS = 12
 
+_IDENTICAL = 0.9998
+"""Cosine of two faces that are one photograph, as far as an embedding tells."""
+
 
 @dataclass(frozen=True)
 class ClusterRules:
@@ -208,6 +211,13 @@ def _split_oversized(labels: Labels, pairs: Pairs, link: float, max_size: int) -
         # Halfway to the strongest link: what is left at the end is as good as identical.
         link = (link + float(left.similarity.max())) / 2
         finer = propagate(adjacency(len(labels), left, link))
+        labels = densify(np.where(over[labels], labels.max() + 1 + finer.astype(np.int64), labels))
+    # A chain of equally strong links has outlived every round: only faces as good as identical stay together.
+    over = np.bincount(labels) > max_size
+    if over.any():
+        inside = over[labels[pairs.first]] & (labels[pairs.first] == labels[pairs.second])
+        same = pairs.where(inside & (pairs.similarity > _IDENTICAL))
+        finer = propagate(adjacency(len(labels), same, _IDENTICAL))
         labels = densify(np.where(over[labels], labels.max() + 1 + finer.astype(np.int64), labels))
     return labels, int((np.bincount(labels) > max_size).sum())
 
