@@ -211,7 +211,7 @@ class Lake:
             "settings": dict(settings),
             "requested": dict(settings if requested is None else requested),
             "inputs": dict(inputs),
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
             "created_by": creator(),
         }
         text = json.dumps(described, indent=2, sort_keys=True) + "\n"
