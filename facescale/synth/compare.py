@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from facescale.lake.ids import image_id_of
-from facescale.synth.curated import Planted, curated_lines
+from facescale.synth.curated import FoundCrawl, curated_lines
 from facescale.synth.plan import (
     CLEAN,
     EXACT_DUPLICATE,
@@ -97,8 +97,8 @@ class Comparison:
             lines |= self._identity(self._search)
         return lines | curated_lines(self._planted(), self._curation)
 
-    def _planted(self) -> Planted:
-        return Planted(
+    def _planted(self) -> FoundCrawl:
+        return FoundCrawl(
             kind=self._kind,
             claimed=np.array(self._truth["claimed"].to_pylist(), object),
             original=self._original,

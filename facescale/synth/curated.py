@@ -25,7 +25,7 @@ _UNASSIGNED = -2  # the table has the face, and no cluster for it
 
 
 @dataclass(frozen=True, eq=False)
-class Planted:
+class FoundCrawl:
     """The crawl as the lake holds it.
 
     Attributes:
@@ -53,7 +53,7 @@ class Planted:
     who: np.ndarray
 
 
-def curated_lines(planted: Planted, tables: Mapping[str, pa.Table]) -> dict[str, tuple[int, int]]:
+def curated_lines(planted: FoundCrawl, tables: Mapping[str, pa.Table]) -> dict[str, tuple[int, int]]:
     """(planted, found) of what the tables of curation say.
 
     Args:
@@ -71,7 +71,7 @@ def curated_lines(planted: Planted, tables: Mapping[str, pa.Table]) -> dict[str,
     return lines
 
 
-def _duplicates(planted: Planted, table: pa.Table) -> dict[str, tuple[int, int]]:
+def _duplicates(planted: FoundCrawl, table: pa.Table) -> dict[str, tuple[int, int]]:
     """A copy and its original must end in one group; an image must never end in another's."""
     copy, representative = _ints(table["image_id"]), _ints(table["representative"])
     order = np.argsort(copy)
@@ -90,7 +90,7 @@ def _duplicates(planted: Planted, table: pa.Table) -> dict[str, tuple[int, int]]
     }
 
 
-def _clusters(planted: Planted, table: pa.Table) -> dict[str, tuple[int, int]]:
+def _clusters(planted: FoundCrawl, table: pa.Table) -> dict[str, tuple[int, int]]:
     """Faces of images without planted difficulties, copies apart; and pairs of people on one image."""
     cluster = _of_faces(planted, table, pc.fill_null(table["cluster_id"], _UNASSIGNED))
     kind = np.where(planted.row >= 0, planted.kind[planted.row], "")
@@ -116,7 +116,7 @@ def _clusters(planted: Planted, table: pa.Table) -> dict[str, tuple[int, int]]:
     }
 
 
-def _decisions(planted: Planted, table: pa.Table) -> dict[str, tuple[int, int]]:
+def _decisions(planted: FoundCrawl, table: pa.Table) -> dict[str, tuple[int, int]]:
     """Of images with one person: does a face of a wrong label leave it, and a face of a right one keep it."""
     label = np.array(table["label_out"].to_pylist(), object)
     after = _of_faces(planted, table, np.arange(len(label)))
@@ -132,7 +132,7 @@ def _decisions(planted: Planted, table: pa.Table) -> dict[str, tuple[int, int]]:
     }
 
 
-def _of_faces(planted: Planted, table: pa.Table, values: pa.ChunkedArray | np.ndarray) -> np.ndarray:
+def _of_faces(planted: FoundCrawl, table: pa.Table, values: pa.ChunkedArray | np.ndarray) -> np.ndarray:
     """A column of a table keyed by face_id in the order of the crawl's faces, int64 [F]; -1 for faces it lacks."""
     ids = _ints(table["face_id"])
     order = np.argsort(ids)
