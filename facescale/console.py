@@ -141,6 +141,14 @@ def print_table(
     console.print(table)
 
 
+_COUNTED = {
+    "status.": ["image status", "images"],
+    "verdict.": ["verdict", "faces"],
+    "reason.": ["reason", "faces"],
+}
+"""Counters that are a table of their own, by the beginning of their names."""
+
+
 def print_summary(console: Console, summary: JobSummary) -> None:
     """Print what a job did, stage by stage, and what to do next when it is not whole."""
     rows = []
@@ -153,13 +161,14 @@ def print_summary(console: Console, summary: JobSummary) -> None:
         rows.append((stage.stage, stage.parts_run, stage.parts_kept, f"{stage.seconds:,.1f}", found))
     print_table(console, ["stage", "parts run", "parts kept", "seconds", "holds"], rows, title=summary.job)
     for stage in summary.stages:
-        statuses = {
-            name.removeprefix("status."): value
-            for name, value in sorted(stage.counters.items())
-            if name.startswith("status.")
-        }
-        if statuses:
-            print_table(console, ["image status", "images"], sorted(statuses.items(), key=lambda kv: -kv[1]))
+        for prefix, columns in _COUNTED.items():
+            counted = [
+                (name.removeprefix(prefix), value)
+                for name, value in sorted(stage.counters.items(), key=lambda kv: (-kv[1], kv[0]))
+                if name.startswith(prefix) and value
+            ]
+            if counted:
+                print_table(console, columns, counted)
         for example in stage.failures.examples if stage.failures is not None else []:
             console.print(str(example), markup=False, highlight=False, soft_wrap=True)
         for note in stage.notes:
