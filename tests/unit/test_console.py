@@ -131,6 +131,15 @@ def test_a_summary_tells_statuses_failures_and_what_is_left() -> None:
         assert line in shown.splitlines()
 
 
+def test_a_summary_of_clean_tells_verdicts_and_reasons() -> None:
+    counters = {"faces": 5, "verdict.keep": 1, "verdict.drop": 4, "verdict.merge": 0, "reason.rival": 4}
+    out, text = screen()
+    console.print_summary(out, JobSummary("clean", "/lake", [StageSummary("clean", counters=counters)]))
+    lines = [line.split() for line in text.getvalue().splitlines()]
+    assert ["rival", "4"] in lines and lines.index(["drop", "4"]) < lines.index(["keep", "1"])
+    assert "merge" not in text.getvalue()  # nothing of the kind
+
+
 def test_a_plan_says_that_nothing_was_written() -> None:
     plan = DryRun(
         "run", "/lake", 1000, [PlannedStage("extract", ["images", "faces"], 4, 2, 3 << 20)], ["a remark"]
