@@ -101,20 +101,13 @@ def plant(
     return Planted(rows[order], names[label[order]], names[truth[order]])
 
 
-def _draw(
-    truth: Ints, rate: float, rng: np.random.Generator, *, below_half: bool = False
-) -> NDArray[np.bool_]:
-    """A share of each identity's photographs, bool [M]; fractions are rounded up or down by chance.
-
-    With `below_half` never half of them or more: of four photographs at 30 %, one and not two.
-    """
+def _draw(truth: Ints, rate: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """A share of each identity's photographs, bool [M]; fractions are rounded up or down by chance."""
     order = np.lexsort((rng.random(len(truth)), truth))
     counts = np.bincount(truth)
     rank = np.empty(len(truth), np.int64)
     rank[order] = np.arange(len(truth)) - np.repeat(np.cumsum(counts) - counts, counts)
     wanted = np.floor(counts * rate + rng.random(len(counts)))
-    if below_half:
-        wanted = np.minimum(wanted, (counts - 1) // 2)
     drawn: NDArray[np.bool_] = rank < wanted[truth]
     return drawn
 
@@ -147,15 +140,11 @@ def _most_similar(truth: Ints, unit: Floats, moved: Ints) -> Ints:
 
 
 def _chain(truth: Ints, counts: Ints, named: Ints, rate: float, rng: np.random.Generator) -> Ints:
-    """Each identity gives a share of its photographs to the next in a ring of like sizes.
-
-    Half of a label from one other person is a kind of its own, which nobody can tell apart; so at less than 50 % a
-    block stays smaller than what its person keeps.
-    """
+    """Each identity gives a share of its photographs to the next in a ring of like sizes."""
     ring = named[np.lexsort((rng.random(len(named)), counts[named]))]
     following = np.arange(len(counts))
     following[ring] = np.roll(ring, -1)
-    return np.where(_draw(truth, rate, rng, below_half=rate < 0.5), following[truth], truth)
+    return np.where(_draw(truth, rate, rng), following[truth], truth)
 
 
 def _blocks(
