@@ -302,11 +302,12 @@ def _check_model(calibration: Calibration, embedder: str) -> None:
     if all(entry.name != embedder for entry in cards("embedder")):
         return
     known = card(embedder, "embedder")
-    if calibration.dim != known.dim or calibration.weights_sha256 not in (None, known.sha256):
+    unknown = calibration.weights_sha256 is None or not known.digests
+    if calibration.dim != known.dim or not (unknown or calibration.weights_sha256 in known.digests):
         raise MismatchError(
             f"the calibration of {embedder} was made with {calibration.dim} dimensions and weights "
             f"{(calibration.weights_sha256 or 'unknown')[:12]}, the model now has {known.dim} and "
-            f"{known.sha256[:12]}: run `facescale calibrate` with it"
+            f"{(known.sha256 or 'others')[:12]}: run `facescale calibrate` with it"
         )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,8 @@ WEIGHTS_FOLDER_VARIABLE = "FACESCALE_WEIGHTS"
 def find_weights(card: ModelCard) -> Path:
     """Find a card's weights: in the folder FACESCALE_WEIGHTS names, then in the package that ships them.
 
-    In the folder the file may have its own name or its sha256 as name. The package is located, never
+    In the folder the file may have any name, as it is known by its sha256; a file of the card's own name is taken
+    as it is, so that `verify` can say what is wrong with it. The package is located, never
     imported: the one that ships dlib's weights imports pkg_resources, which recent setuptools dropped.
 
     Raises:
@@ -31,11 +33,8 @@ def find_weights(card: ModelCard) -> Path:
         CorruptError: the package is installed without the file.
     """
     folder = os.environ.get(WEIGHTS_FOLDER_VARIABLE)
-    if folder:
-        for name in (Path(card.file).name, card.sha256):
-            candidate = Path(folder) / name
-            if candidate.is_file():
-                return candidate
+    if folder and (found := _in_folder(card, Path(folder))) is not None:
+        return found
     if card.package is None:
         place = (
             f"{folder} (from {WEIGHTS_FOLDER_VARIABLE})"
@@ -58,6 +57,30 @@ def find_weights(card: ModelCard) -> Path:
     return path
 
 
+def _in_folder(card: ModelCard, folder: Path) -> Path | None:
+    """The card's file in a folder of weights: by its digest as name, its content, or its name."""
+    if card.sha256 is not None:
+        if (folder / card.sha256).is_file():
+            return folder / card.sha256
+        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+            if path.is_file() and path.stat().st_size == card.size_bytes and sha256_of(path) == card.sha256:
+                return path
+    named = folder / Path(card.file).name
+    return named if named.is_file() else None
+
+
+def sha256_of(path: Path) -> str:
+    """Digest of a file's bytes; remembered while size and time of change stay the same."""
+    status = path.stat()
+    return _digest(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=1024)
+def _digest(path: Path, _size: int, _changed: int) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def read_weights(card: ModelCard) -> bytes:
     """Read a card's weights and check them (see `find_weights` and `verify` for what is raised)."""
     path = find_weights(card)
@@ -72,13 +95,11 @@ def verify(card: ModelCard, path: Path) -> None:
     Raises:
         CorruptError: another size or another sha256.
     """
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    _check(card, path, path.stat().st_size, digest)
+    _check(card, path, path.stat().st_size, sha256_of(path))
 
 
 def _check(card: ModelCard, path: Path, size_bytes: int, sha256: str) -> None:
-    if (size_bytes, sha256) != (card.size_bytes, card.sha256):
+    if card.size_bytes not in (None, size_bytes) or card.sha256 not in (None, sha256):
         raise CorruptError(
             f"{path}: not the weights of model {card.name!r}: {size_bytes} bytes with sha256 {sha256}, "
             f"expected {card.size_bytes} bytes with {card.sha256}; "

@@ -105,6 +105,7 @@ class MmodDetector:
         self._max_overlap = weights.max_overlap
         self._threshold = card.threshold or 0.0
         self._mean = torch.tensor(card.mean, device=device)
+        self._scale = torch.tensor(card.scale, device=device)
         self._network = _Network(weights, device, DTYPES[precision])
 
     @torch.inference_mode()
@@ -172,7 +173,7 @@ class MmodDetector:
         elif plan.size != plan.source:
             planar = values.permute(0, 3, 1, 2)
             values = F.interpolate(planar, plan.size, mode="bilinear", antialias=True).permute(0, 2, 3, 1)
-        return values.sub_(self._mean).div_(self.card.scale)
+        return values.sub_(self._mean).div_(self._scale)
 
 
 class _Network:

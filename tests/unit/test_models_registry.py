@@ -88,15 +88,15 @@ def test_finding_weights_does_not_import_their_package() -> None:
 def test_yaml_numbers_become_what_the_field_is() -> None:
     text = "\n".join(f"{key}: {value!r}" for key, value in {**VALUES, "scale": 2, "mean": [1, 2, 3]}.items())
     parsed = parse_card(text.replace("False", "false"), where="toy.yaml")
-    assert parsed == dataclasses.replace(TOY, scale=2.0, mean=(1.0, 2.0, 3.0))
-    assert isinstance(parsed.scale, float) and isinstance(parsed.mean, tuple)
+    assert parsed == dataclasses.replace(TOY, scale=(2.0, 2.0, 2.0), mean=(1.0, 2.0, 3.0))
+    assert isinstance(parsed.scale, tuple) and isinstance(parsed.mean, tuple)
 
 
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
         ({"colour": "red"}, "unknown field 'colour'"),
-        ({"sha256": None}, "field 'sha256': expected str, got None"),
+        ({"sha256": 3}, "field 'sha256': expected str | None, got 3"),
         ({"sha256": "ABC"}, "field 'sha256' is 'ABC'"),
         ({"dim": 8.5}, "field 'dim': expected int"),
         ({"dim": True}, "field 'dim': expected int"),
@@ -107,7 +107,7 @@ def test_yaml_numbers_become_what_the_field_is() -> None:
         ({"task": "painter"}, "field 'task' is 'painter'"),
         ({"name": "Toy model"}, "field 'name' is 'Toy model'"),
         ({"channel_order": "gbr"}, "field 'channel_order' is"),
-        ({"scale": 0}, "field 'scale' is 0"),
+        ({"scale": 0}, r"field 'scale' is \(0.0, 0.0, 0.0\)"),
         ({"package": "toys"}, "field 'extra' is None"),
         ({"task": "detector"}, "field 'min_face_px' is None"),
         ({"task": "landmarker", "landmark_scheme": None}, "field 'landmark_scheme' is None"),
@@ -228,3 +228,31 @@ def test_every_card_field_is_documented() -> None:
     documented = ModelCard.__doc__ or ""
     for field in dataclasses.fields(ModelCard):
         assert f"\n        {field.name}: " in documented or f"\n    {field.name}: " in documented
+
+
+def test_a_variant_is_the_same_model_for_another_backend() -> None:
+    digest = "0" * 64
+    variants = {"onnx": {"file": "toy.onnx", "sha256": digest, "urls": ["https://example.org/toy.onnx"]}}
+    both = card_from_mapping({**VALUES, "variants": variants}, where="toy.yaml")
+    assert both.backends == ("torch", "onnx")
+    other = both.for_backend("onnx")
+    assert (other.name, other.format, other.backend, other.sha256) == ("toy", "onnx", "onnx", digest)
+    assert other.size_bytes is None and other.urls == ("https://example.org/toy.onnx",)
+    assert both.for_backend("torch") is both
+    assert both.digests == {TOY.sha256, digest}
+    with pytest.raises(UsageError, match="no weights for the backend 'onnx'"):
+        TOY.for_backend("onnx")
+
+
+def test_variants_differ_in_what_concerns_the_file_only() -> None:
+    with pytest.raises(UsageError, match="'onnx': field 'mean' cannot differ"):
+        card_from_mapping({**VALUES, "variants": {"onnx": {"mean": 1}}}, where="toy.yaml")
+    with pytest.raises(UsageError, match="field 'variants'"):
+        card_from_mapping({**VALUES, "variants": {"torch": {"file": "toy.pt"}}}, where="toy.yaml")
+
+
+def test_weights_in_the_folder_are_known_by_their_content(weights_folder: Path) -> None:
+    (weights_folder / "decoy.bin").write_bytes(b"x" * len(CONTENT))
+    (weights_folder / "renamed.bin").write_bytes(CONTENT)
+    assert find_weights(TOY) == weights_folder / "renamed.bin"
+    assert read_weights(TOY) == CONTENT
