@@ -20,6 +20,15 @@ Landmarker = Annotated[str | None, typer.Option(help="Landmark model, by registr
 Embedder = Annotated[str | None, typer.Option(help="Embedder, by registry name.")]
 MinFace = Annotated[int | None, typer.Option("--min-face-px", help="Side of the smallest face, px.")]
 Precision = Annotated[str | None, typer.Option(help="auto, fp32, bf16 or fp16.")]
+DetThreshold = Annotated[
+    float | None, typer.Option(help="Faces score above it, in the detector's unit; else as its card says.")
+]
+Runtime = Annotated[
+    str | None, typer.Option(help="auto, torch or onnx: what runs models with weights for both.")
+]
+WeightsDir = Annotated[
+    str | None, typer.Option(help="Folder with weights, known by their sha256; else FACESCALE_WEIGHTS.")
+]
 Labels = Annotated[str | None, typer.Option(help="'folder', or a CSV or Parquet file keyed by path.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels file that holds the label.")]
 PathColumn = Annotated[str | None, typer.Option(help="Column of the labels file that holds the path.")]

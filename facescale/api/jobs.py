@@ -41,7 +41,10 @@ def run(
     landmarker: str | None = None,
     embedder: str | None = None,
     min_face_px: int | None = None,
+    det_threshold: float | None = None,
     precision: str | None = None,
+    runtime: str | None = None,
+    weights_dir: PathLike | None = None,
     part_rows: int | None = None,
     max_failures: float | None = None,
     accept_changes: bool = False,
@@ -76,7 +79,10 @@ def run(
         landmarker: registry name of the landmark model.
         embedder: registry name of the embedder, for every stage.
         min_face_px: side of the smallest face to look for.
+        det_threshold: faces score above it, in the detector's unit; None is what its card says.
         precision: "auto", "fp32", "bf16" or "fp16".
+        runtime: "auto", "torch" or "onnx": what runs models that have weights for both.
+        weights_dir: folder with weights, known by their sha256; else FACESCALE_WEIGHTS.
         part_rows: rows of a part for new input, a power of two.
         max_failures: share of failed images above which the exit code is 3.
         accept_changes: let changed and vanished input supersede the old rows.
@@ -119,7 +125,10 @@ def extract(
     landmarker: str | None = None,
     embedder: str | None = None,
     min_face_px: int | None = None,
+    det_threshold: float | None = None,
     precision: str | None = None,
+    runtime: str | None = None,
+    weights_dir: PathLike | None = None,
     part_rows: int | None = None,
     max_failures: float | None = None,
     accept_changes: bool = False,
@@ -149,6 +158,8 @@ def embed(
     *,
     embedder: str | None = None,
     precision: str | None = None,
+    runtime: str | None = None,
+    weights_dir: PathLike | None = None,
     workers: int | None = None,
     threads: int | None = None,
     device: str | None = None,

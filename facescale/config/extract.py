@@ -43,6 +43,15 @@ class ExtractConfig(Config):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Arithmetic of the networks. auto is fp32; the others move scores and embeddings slightly and make new tables."""
 
+    runtime: Literal["auto", "torch", "onnx"] = "auto"
+    """What runs a model that has weights for several: torch or ONNX Runtime. auto is what its card names first."""
+
+    det_threshold: float | None = None
+    """Faces score above it, in the detector's own unit; unset is the threshold of its card."""
+
+    weights_dir: str | None = None
+    """Folder that is searched for weights, by their sha256, before FACESCALE_WEIGHTS and before any download."""
+
     max_bytes: int = Field(default=256 << 20, ge=1)
     """Larger files are not read: status too_many_bytes."""
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 _PATHS = {
     "extract": (
-        "detector landmarker embedder min_face_px precision part_rows max_bytes max_pixels decode_threads"
+        "detector landmarker embedder min_face_px precision part_rows max_bytes max_pixels decode_threads "
+        "runtime det_threshold weights_dir"
     ),
     "engine": "workers threads device gpus_per_worker address",
 }

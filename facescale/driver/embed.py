@@ -12,6 +12,7 @@ from facescale.lake.fingerprint import fingerprint
 from facescale.lake.parts import TableVersion, list_done
 from facescale.lake.scan import count_rows, sum_counters
 from facescale.models.registry import card
+from facescale.models.weights import use_weights_folder
 from facescale.vision import embed as stage_module
 from facescale.vision import extract as source_module
 from facescale.vision.embed import EmbedSettings, EmbedStage
@@ -27,13 +28,13 @@ if TYPE_CHECKING:
 
 def embedding_settings(config: ExtractConfig, *, pixels: str) -> dict[str, Any]:
     """The settings that change embeddings; `pixels` is "source" (during extract) or "crops" (afterwards)."""
-    embedder = card(config.embedder, "embedder")
+    embedder = card(config.embedder, "embedder").preferring(config.runtime)
     return {
         "embedder": embedder.name,
         "embedder_sha256": embedder.sha256,
         "template": embedder.template,
         "precision": config.arithmetic,
-        "backend": "torch",
+        "backend": embedder.backend,
         "pixels": pixels,
     }
 
@@ -57,6 +58,7 @@ def run_embed(context: JobContext) -> StageSummary:
 
     lake, config = context.lake, context.config.extract
     import_plugins(config.plugins)
+    use_weights_folder(config.weights_dir)
     faces, crops, images = lake.current("faces"), lake.current("crops"), lake.current("images")
     if faces is None or crops is None or images is None:
         raise UsageError(
@@ -85,6 +87,8 @@ def run_embed(context: JobContext) -> StageSummary:
         embed_batch=config.embed_batch,
         decode_threads=config.decode_threads,
         plugins=config.plugins,
+        runtime=config.runtime,
+        weights_dir=config.weights_dir,
     )
     summary = context.map(
         EmbedStage(settings, lake.store, faces=faces, crops=crops, output=output),

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from facescale.driver.embed import embedding_settings, embedding_version, run_embed
 from facescale.driver.failures import find_failures
-from facescale.errors import CorruptError, MismatchError, UsageError
+from facescale.errors import CorruptError, UsageError
 from facescale.lake.fingerprint import fingerprint
 from facescale.lake.parts import DoneParts, TableVersion, list_done
 from facescale.lake.scan import count_rows, sum_counters
-from facescale.models.registry import card
+from facescale.models.registry import card, choose_scheme
+from facescale.models.weights import use_weights_folder
 from facescale.sources.plan import PlanReport, SourcePart, plan_sources, planned_parts, planned_rows
 from facescale.vision import extract as stage_module
 from facescale.vision.columns import ExtractVersions
@@ -56,6 +57,7 @@ class ExtractPlan:
 def plan_extract(lake: Lake, config: ExtractConfig, report: PlanReport) -> ExtractPlan:
     """Name the versions that these settings make, and find out what is done. Reads one listing per table."""
     import_plugins(config.plugins)
+    use_weights_folder(config.weights_dir)
     requested, settings = extract_settings(config)
     name = fingerprint("extract", settings, stage_module.REVISION, {})
     images, faces, crops = (TableVersion(table, name) for table in ("images", "faces", "crops"))
@@ -76,14 +78,9 @@ def extract_settings(config: ExtractConfig) -> tuple[dict[str, Any], dict[str, A
     They share one fingerprint because a part's tables are written and committed together; so another quality scorer,
     which changes faces alone, makes all of them anew, and the embeddings, whose ids refer to those faces.
     """
-    detector, landmarker = card(config.detector, "detector"), card(config.landmarker, "landmarker")
-    embedder = card(config.embedder, "embedder")
-    scheme = detector.landmark_scheme or landmarker.landmark_scheme
-    if embedder.landmark_scheme != scheme:
-        raise MismatchError(
-            f"embedder {embedder.name} is aligned by {embedder.landmark_scheme} landmarks, but {detector.name} "
-            f"with {landmarker.name} gives {scheme}: choose another --landmarker or --embedder"
-        )
+    detector = card(config.detector, "detector").preferring(config.runtime)
+    landmarker, embedder = card(config.landmarker, "landmarker"), card(config.embedder, "embedder")
+    scheme, from_detector = choose_scheme(detector, landmarker, embedder)
     check_quality_scorer(config.quality_scorer)
     requested: dict[str, Any] = {
         "detector": detector.name,
@@ -92,11 +89,13 @@ def extract_settings(config: ExtractConfig) -> tuple[dict[str, Any], dict[str, A
         "min_face_px": config.min_face_px,
         "quality_scorer": config.quality_scorer,
         "precision": config.precision,
-        "backend": "torch",
+        "backend": detector.backend,
         "max_bytes": config.max_bytes,
         "max_pixels": config.max_pixels,
     }
-    if detector.landmark_scheme is None:
+    if config.det_threshold is not None:
+        requested["det_threshold"] = config.det_threshold
+    if not from_detector:
         requested |= {"landmarker": landmarker.name, "landmarker_sha256": landmarker.sha256}
     return requested, requested | {"precision": config.arithmetic}
 
@@ -258,6 +257,9 @@ def _stage_settings(c: ExtractConfig, device: str) -> ExtractSettings:
         embed_batch=c.embed_batch,
         decode_threads=c.decode_threads,
         plugins=c.plugins,
+        runtime=c.runtime,
+        det_threshold=c.det_threshold,
+        weights_dir=c.weights_dir,
     )
 
 

@@ -158,6 +158,10 @@ class ModelCard:
         found = (self.sha256, *(fields.get("sha256") for fields in self.variants.values()))
         return frozenset(digest for digest in found if digest is not None)
 
+    def preferring(self, backend: str) -> ModelCard:
+        """The card for a backend where there are weights for it, else (and for "auto") the card itself."""
+        return self.for_backend(backend) if backend in self.backends else self
+
     def for_backend(self, backend: str) -> ModelCard:
         """The card whose file the backend runs; itself for its own.
 

@@ -9,7 +9,7 @@ import difflib
 from functools import cache
 from importlib import resources
 
-from facescale.errors import UsageError
+from facescale.errors import MismatchError, UsageError
 from facescale.models.card import ModelCard, parse_card
 
 
@@ -42,6 +42,31 @@ def register_card(card: ModelCard) -> None:
 def cards(task: str | None = None) -> list[ModelCard]:
     """Every registered card, or those of one task, in order of name."""
     return [entry for _, entry in sorted(_registered().items()) if task is None or entry.task == task]
+
+
+def choose_scheme(detector: ModelCard, landmarker: ModelCard, embedder: ModelCard) -> tuple[str, bool]:
+    """Whose landmarks are used: the detector's where the embedder wants them, else the landmarker's.
+
+    Landmark schemes are not converted into each other: five eye corners and five face parts are both five points.
+
+    Returns:
+        The scheme, and whether the landmarks are the detector's own.
+
+    Raises:
+        MismatchError: neither gives what the embedder's template is made for; names landmarkers that do.
+    """
+    wanted = embedder.landmark_scheme or ""
+    if wanted == detector.landmark_scheme:
+        return wanted, True
+    if wanted == landmarker.landmark_scheme:
+        return wanted, False
+    able = [entry.name for entry in cards("landmarker") if entry.landmark_scheme == wanted]
+    remedy = f"add --landmarker {able[0]}" if able else "choose another --landmarker"
+    raise MismatchError(
+        f"embedder {embedder.name} is aligned by {wanted} landmarks, but {detector.name} gives "
+        f"{detector.landmark_scheme or 'none'} and {landmarker.name} gives {landmarker.landmark_scheme}: {remedy}, or "
+        "choose another --detector or --embedder"
+    )
 
 
 def card(name: str, task: str | None = None) -> ModelCard:

@@ -20,10 +20,18 @@ if TYPE_CHECKING:
 WEIGHTS_FOLDER_VARIABLE = "FACESCALE_WEIGHTS"
 
 
-def find_weights(card: ModelCard) -> Path:
-    """Find a card's weights: in the folder FACESCALE_WEIGHTS names, then in the package that ships them.
+def use_weights_folder(folder: str | None) -> None:
+    """Search this folder first, in this process and those it starts; None leaves what the environment says."""
+    if folder is not None:
+        others = os.environ.get(WEIGHTS_FOLDER_VARIABLE, "").split(os.pathsep)
+        wanted = [os.path.abspath(folder), *(other for other in others if other)]
+        os.environ[WEIGHTS_FOLDER_VARIABLE] = os.pathsep.join(dict.fromkeys(wanted))
 
-    In the folder the file may have any name, as it is known by its sha256; a file of the card's own name is taken
+
+def find_weights(card: ModelCard) -> Path:
+    """Find a card's weights: in the folders of FACESCALE_WEIGHTS (separated by ":"), then in a package.
+
+    In a folder the file may have any name, as it is known by its sha256; a file of the card's own name is taken
     as it is, so that `verify` can say what is wrong with it. The package is located, never
     imported: the one that ships dlib's weights imports pkg_resources, which recent setuptools dropped.
 
@@ -33,8 +41,9 @@ def find_weights(card: ModelCard) -> Path:
         CorruptError: the package is installed without the file.
     """
     folder = os.environ.get(WEIGHTS_FOLDER_VARIABLE)
-    if folder and (found := _in_folder(card, Path(folder))) is not None:
-        return found
+    for place in folder.split(os.pathsep) if folder else ():
+        if place and (found := _in_folder(card, Path(place))) is not None:
+            return found
     if card.package is None:
         place = (
             f"{folder} (from {WEIGHTS_FOLDER_VARIABLE})"

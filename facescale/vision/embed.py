@@ -15,6 +15,7 @@ import numpy as np
 from facescale.errors import CorruptError
 from facescale.lake.ids import split_ids
 from facescale.lake.stage import Guard, StageResult
+from facescale.models.weights import use_weights_folder
 from facescale.vision.columns import embeddings_table
 from facescale.vision.crops import chips_from_crops, decode_jpeg
 from facescale.vision.registry import load_embedder
@@ -41,6 +42,8 @@ class EmbedSettings:
     embed_batch: int = 32
     decode_threads: int = 2
     plugins: tuple[str, ...] = ()
+    runtime: str = "auto"
+    weights_dir: str | None = None
 
 
 class EmbedStage:
@@ -73,7 +76,10 @@ class EmbedStage:
         s = self.settings
         for module in s.plugins:
             importlib.import_module(module)
-        self.embedder = load_embedder(s.embedder, device=s.device, precision=s.precision, batch=s.embed_batch)
+        use_weights_folder(s.weights_dir)
+        self.embedder = load_embedder(
+            s.embedder, device=s.device, precision=s.precision, batch=s.embed_batch, backend=s.runtime
+        )
         self.pool = ThreadPoolExecutor(s.decode_threads, thread_name_prefix="decode")
 
     def process(self, part: PartKey, guard: Guard) -> StageResult:

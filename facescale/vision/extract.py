@@ -19,6 +19,8 @@ import numpy as np
 from facescale.imaging.decode import decode
 from facescale.imaging.hashes import pdq, sha256
 from facescale.lake.ids import MAX_FACES
+from facescale.models.registry import card, choose_scheme
+from facescale.models.weights import use_weights_folder
 from facescale.sources.read import read_part
 from facescale.vision.align import check_scheme, extract_chips
 from facescale.vision.columns import Columns, CutFaces, ExtractVersions, Item
@@ -65,6 +67,9 @@ class ExtractSettings:
     embed_batch: int = 32
     decode_threads: int = 2
     plugins: tuple[str, ...] = ()
+    runtime: str = "auto"
+    det_threshold: float | None = None
+    weights_dir: str | None = None
 
 
 class ExtractStage:
@@ -91,16 +96,23 @@ class ExtractStage:
         s = self.settings
         for module in s.plugins:
             importlib.import_module(module)
+        use_weights_folder(s.weights_dir)
         self.detector = load_detector(
-            s.detector, device=s.device, precision=s.precision, min_face_px=s.min_face_px
+            s.detector,
+            device=s.device,
+            precision=s.precision,
+            min_face_px=s.min_face_px,
+            backend=s.runtime,
+            threshold=s.det_threshold,
         )
-        self.landmarker = load_landmarker(s.landmarker, device=s.device)
+        landmarker = card(s.landmarker, "landmarker")
+        self.scheme, own = choose_scheme(self.detector.card, landmarker, card(s.embedder, "embedder"))
+        self.landmarker = None if own else load_landmarker(s.landmarker, device=s.device)
         self.scorer = load_quality_scorer(s.quality_scorer, device=s.device)
-        self.scheme = self.detector.card.landmark_scheme or self.landmarker.card.landmark_scheme or ""
         self.embedder = self.template = None
         if self.versions.embeddings is not None:
             self.embedder = load_embedder(
-                s.embedder, device=s.device, precision=s.precision, batch=s.embed_batch
+                s.embedder, device=s.device, precision=s.precision, batch=s.embed_batch, backend=s.runtime
             )
             self.template = self.embedder.card.template or ""
             check_scheme(self.template, self.scheme, embedder=s.embedder)
@@ -193,9 +205,8 @@ class ExtractStage:
                 self._embed(columns, keep=0 if flush else waiting % self.settings.embed_batch)
 
     def _landmarks(self, images: list[np.ndarray], faces: list[Detections]) -> list[np.ndarray]:
-        given = [found.landmarks for found in faces if found.landmarks is not None]
-        if len(given) == len(faces):
-            return given
+        if self.landmarker is None:
+            return [found.landmarks for found in faces if found.landmarks is not None]
         return self.landmarker.landmarks(images, [found.boxes for found in faces])
 
     def _embed(self, columns: Columns, keep: int = 0) -> None:

@@ -57,7 +57,12 @@ class FaceReader:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         precision = settings.get("precision", "fp32")
         detector = load_detector(
-            settings["detector"], device=device, precision=precision, min_face_px=settings["min_face_px"]
+            settings["detector"],
+            device=device,
+            precision=precision,
+            min_face_px=settings["min_face_px"],
+            backend=settings.get("backend", "auto"),
+            threshold=settings.get("det_threshold"),
         )
         name = settings.get("landmarker")
         landmarker = load_landmarker(name, device=device) if name else None

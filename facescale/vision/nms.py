@@ -81,3 +81,21 @@ def overlap_of_hulls(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     inner = torch.minimum(one[..., 2:], other[..., 2:]) - torch.maximum(one[..., :2], other[..., :2]) + 1
     outer = torch.maximum(one[..., 2:], other[..., 2:]) - torch.minimum(one[..., :2], other[..., :2]) + 1
     return inner.clamp_(min=0).prod(-1) / outer.prod(-1)
+
+
+def intersection_over_union(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Intersection over union of areas.
+
+    Args:
+        first: float [a, 4], x1, y1, x2, y2.
+        second: float [b, 4].
+
+    Returns:
+        float [a, b]; 0 where both are empty.
+    """
+    low = torch.maximum(first[:, None, :2], second[None, :, :2])
+    high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
+    inner = (high - low).clamp_(min=0).prod(-1)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1) for boxes in (first, second)]
+    union = areas[0][:, None] + areas[1][None] - inner
+    return inner / union.clamp_(min=1e-9)

@@ -9,6 +9,7 @@ architecture, a factory with one of the register functions.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -74,6 +75,8 @@ def load_detector(
     precision: str = "fp32",
     min_face_px: int = DEFAULT_MIN_FACE_PX,
     max_batch_pixels: int | None = None,
+    backend: str = "auto",
+    threshold: float | None = None,
 ) -> Detector:
     """Load a detector.
 
@@ -84,12 +87,16 @@ def load_detector(
         min_face_px: side of the smallest face to find; half the size costs about four times the work.
         max_batch_pixels: pixels of network input per forward pass, what bounds memory; None for the
             detector's default.
+        backend: "torch" or "onnx" for models with weights for both; "auto" is what the card names first.
+        threshold: in place of the card's.
 
     Raises:
         UsageError: unknown model, device or precision, a size below 1, or a missing package.
         CorruptError: the weights are not those of the card.
     """
-    card = find_card(name, "detector")
+    card = find_card(name, "detector").preferring(backend)
+    if threshold is not None:
+        card = dataclasses.replace(card, threshold=threshold)
     if min_face_px < 1:
         raise UsageError(f"min_face_px: expected a whole number of pixels from 1, got {min_face_px}")
     if max_batch_pixels is not None and max_batch_pixels < 1:
@@ -109,10 +116,15 @@ def load_landmarker(name: str, *, device: str = "cpu") -> Landmarker:
 
 
 def load_embedder(
-    name: str, *, device: str = "cpu", precision: str = "fp32", batch: int = DEFAULT_EMBED_BATCH
+    name: str,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    batch: int = DEFAULT_EMBED_BATCH,
+    backend: str = "auto",
 ) -> Embedder:
     """Load an embedder that runs `batch` chips at a time; the rest is as for `load_detector`."""
-    card = find_card(name, "embedder")
+    card = find_card(name, "embedder").preferring(backend)
     if batch < 1:
         raise UsageError(f"batch: expected a whole number of chips from 1, got {batch}")
     where, precision = resolve_device(device), _check_precision(precision)
@@ -208,6 +220,18 @@ def _dlib_mmod(card: ModelCard, **options: Any) -> Detector:
     return mmod.load(card, **options)
 
 
+def _yunet(card: ModelCard, **options: Any) -> Detector:
+    from facescale.vision import yunet
+
+    return yunet.load(card, **options)
+
+
+def _mobilefacenet(card: ModelCard, **options: Any) -> Embedder:
+    from facescale.vision import embedder
+
+    return embedder.load(card, **options)
+
+
 def _dlib_ert(card: ModelCard, **options: Any) -> Landmarker:
     from facescale.vision import landmarks
 
@@ -227,9 +251,13 @@ def _iso_v1(**_: Any) -> QualityScorer:
 
 
 _SCORERS: dict[str, QualityScorerFactory] = {DEFAULT_QUALITY_SCORER: _iso_v1}
-_DETECTORS: dict[str, DetectorFactory] = {"dlib_mmod": _dlib_mmod}
+_DETECTORS: dict[str, DetectorFactory] = {"dlib_mmod": _dlib_mmod, "yunet": _yunet}
 _LANDMARKERS: dict[str, LandmarkerFactory] = {"dlib_ert": _dlib_ert}
-_EMBEDDERS: dict[str, EmbedderFactory] = {"dlib_resnet": _dlib_resnet}
+_EMBEDDERS: dict[str, EmbedderFactory] = {
+    "dlib_resnet": _dlib_resnet,
+    "mobilefacenet": _mobilefacenet,
+    "onnx": _mobilefacenet,
+}
 
 
 def _register(table: dict[str, Any], architecture: str, factory: Any) -> None:
