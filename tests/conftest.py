@@ -12,6 +12,9 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # before torch loads: tests share the machine with Ray's workers
 
+if _root := os.environ.get("FACESCALE_TEST_DATA"):
+    os.environ.setdefault("FACESCALE_WEIGHTS", str(Path(_root) / "models"))
+
 
 @pytest.fixture(scope="session")
 def shared_root() -> Path:

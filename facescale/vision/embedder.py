@@ -51,7 +51,8 @@ class NetworkEmbedder:
         """
         descriptors = np.empty((len(chips), self.dim), np.float32)
         for start in range(0, len(chips), self.batch):
-            pixels = torch.from_numpy(chips[start : start + self.batch]).to(self.device)
+            some = np.require(chips[start : start + self.batch], requirements="CW")  # torch wants it writable
+            pixels = torch.from_numpy(some).to(self.device)
             found = next(iter(self.network(normalize(pixels, self.card)).values()))
             if found.shape != (len(pixels), self.dim):
                 raise MismatchError(

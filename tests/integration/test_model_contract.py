@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import pytest
 from quality_samples import LANDMARKS, blurred, joined, resized, views
@@ -206,8 +207,13 @@ def chips(embedder: Embedder, portrait: np.ndarray) -> np.ndarray:
     """uint8 [5, S, S, 3]: parts of the portrait, and noise."""
     size = embedder.card.input_size or 0
     rng = np.random.default_rng(2)
-    cut = [portrait[y : y + size, x : x + size] for x, y in ((60, 40), (70, 50), (90, 80), (0, 0))]
-    return np.stack([*cut, rng.integers(0, 256, (size, size, 3), dtype=np.uint8)])
+    cut = [portrait[y : y + 150, x : x + 150] for x, y in ((60, 40), (70, 50), (90, 80), (0, 0))]
+    return np.stack(
+        [
+            *[cv2.resize(pixels, (size, size)) for pixels in cut],
+            rng.integers(0, 256, (size, size, 3), dtype=np.uint8),
+        ]
+    )
 
 
 def test_embedder_meets_its_protocol(embedder: Embedder) -> None:
