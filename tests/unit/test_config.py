@@ -61,7 +61,10 @@ def test_an_empty_file_is_no_configuration(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("lake: x\nextract: {min_face: 80}\n", "extract.min_face is not known; known here: decode_threads, det_threshold, detector"),
+        (
+            "lake: x\nextract: {min_face: 80}\n",
+            "extract.min_face is not known; known here: decode_threads, det_threshold, detector",
+        ),
         ("lake: x\nworkers: 2\n", "workers is not known; known here: accept_changes, clean"),
         ("src: x\n", "lake is required"),
         ("lake: x\nextract: {min_face_px: 4}\n", "min_face_px: Input should be greater than or equal to 16 (got 4)"),
