@@ -417,7 +417,7 @@ def _settings(given: Mapping[str, Any], own: Mapping[str, Any] | None = None) ->
         own: settings that only this job has, by dotted path.
     """
     flags = dict(given)
-    for name in ("src", "labels"):
+    for name in ("src", "labels", "weights_dir"):
         if flags.get(name) is not None:
             flags[name] = os.fspath(flags[name])
     if flags["lake"] is not None:
