@@ -51,7 +51,9 @@ class NetworkEmbedder:
         """
         descriptors = np.empty((len(chips), self.dim), np.float32)
         for start in range(0, len(chips), self.batch):
-            some = np.require(chips[start : start + self.batch], requirements="CW")  # torch wants it writable
+            some = np.require(
+                chips[start : start + self.batch], requirements=("C", "W")
+            )  # torch wants it writable
             pixels = torch.from_numpy(some).to(self.device)
             found = next(iter(self.network(normalize(pixels, self.card)).values()))
             if found.shape != (len(pixels), self.dim):
