@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 from facescale.engine.session import usable_cpus
 from facescale.engine.worker import limit_threads
 from facescale.imaging.decode import decode
-from facescale.imaging.hashes import pdq, sha256
+from facescale.imaging.hashes import perceptual, sha256
 from facescale.vision.align import extract_chips
 from facescale.vision.crops import encode_jpeg, wide_crops
 from facescale.vision.registry import load_detector, load_embedder, load_landmarker
@@ -73,7 +73,7 @@ class BareLoop:
         images = [image.pixels for image in decoded if image.pixels is not None]
         with self._step("hash"):
             list(self.pool.map(sha256, files))
-            list(self.pool.map(pdq, images))
+            list(self.pool.map(perceptual, images))
         if not images:
             return
         with self._step("detect"):

@@ -11,7 +11,10 @@ class DedupConfig(Config):
     """Which images are copies of which."""
 
     max_distance: int = Field(default=31, ge=0, le=31)
-    """Images are near-duplicates up to this many differing bits of their PDQ hashes, of 256."""
+    """Images are near-duplicates up to this many differing bits of their hashes, of 256."""
+
+    turns: bool = True
+    """Look for mirrored and rotated copies too, for eight times the comparisons."""
 
     min_pdq_quality: int = Field(default=50, ge=0, le=100)
     """Images with less detail than this for PDQ (0 to 100) are copies only of identical files."""

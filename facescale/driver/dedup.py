@@ -18,6 +18,7 @@ from facescale.driver.context import StageSummary
 from facescale.driver.whole import input_digest
 from facescale.engine.session import usable_cpus
 from facescale.errors import UsageError
+from facescale.imaging.hashes import TURNS
 from facescale.lake.fingerprint import fingerprint
 from facescale.lake.ids import image_id_of, make_image_id
 from facescale.lake.parts import TableVersion, commit_part, list_done
@@ -54,7 +55,7 @@ def run_dedup(context: JobContext) -> StageSummary:
         hashes = read_hashes(lake, images, config.min_pdq_quality)
         context.reporter.say(f"dedup: {len(hashes.image_id):,} images")
         threads = context.config.engine.threads or usable_cpus()
-        copies = find_copies(hashes, max_distance=config.max_distance, threads=threads)
+        copies = find_copies(hashes, max_distance=config.max_distance, turns=config.turns, threads=threads)
         for part in left:
             table, counters = _part_of(copies, part)
             commit_part(lake.store, part, [(version, table)], counters=counters)
@@ -87,21 +88,25 @@ def read_hashes(lake: Lake, images: TableVersion, min_pdq_quality: int) -> Image
         images: which version.
         min_pdq_quality: hashes of images with less detail are not gone by.
     """
-    columns = ["image_id", "sha256", "pdq", "pdq_quality", "width", "height", "bytes"]
+    columns = ["image_id", "sha256", "pdq", "pdq_quality", "symmetric_hash", "width", "height", "bytes"]
     tables = list(scan(lake, images, columns=columns))
     if not tables:
         none, hashes, unsaid = np.empty(0, np.int64), np.empty((0, HASH_BYTES), np.uint8), np.empty(0, bool)
-        return ImageHashes(none, hashes, unsaid, hashes, unsaid, none, np.empty(0, np.float32), none)
+        unhashed = (hashes, unsaid)
+        return ImageHashes(none, *unhashed, *unhashed, *unhashed, none, np.empty(0, np.float32), none)
     table = pa.concat_tables(tables)
     image_id = table["image_id"].to_numpy()
     pixels = pc.multiply(table["width"].cast(pa.int64()), table["height"].cast(pa.int64()))
     sharp = pc.greater_equal(table["pdq_quality"], min_pdq_quality)
+    detailed = pc.fill_null(sharp, False)
     return ImageHashes(
         image_id=image_id,
         sha256=_digests(table["sha256"]),
         has_sha256=table["sha256"].is_valid().to_numpy(),
         pdq=_digests(table["pdq"]),
-        has_pdq=pc.and_(table["pdq"].is_valid(), pc.fill_null(sharp, False)).to_numpy(),
+        has_pdq=pc.and_(table["pdq"].is_valid(), detailed).to_numpy(),
+        symmetric=_digests(table["symmetric_hash"]),
+        has_symmetric=pc.and_(table["symmetric_hash"].is_valid(), detailed).to_numpy(),
         pixels=pc.fill_null(pixels, 0).to_numpy(),
         quality=_best_quality(lake, image_id),
         bytes=pc.fill_null(table["bytes"], 0).to_numpy(),
@@ -143,9 +148,11 @@ def _part_of(copies: Copies, part: PartKey) -> tuple[pa.Table, dict[str, int]]:
             "kind": np.where(exact, algorithm.EXACT, algorithm.NEAR).astype(object),
             "representative": copies.representative[rows],
             "distance": pa.array(distance, pa.int16(), mask=distance == algorithm.NO_DISTANCE),
+            "turn": np.array(TURNS, object)[copies.turn[rows]],
         }
     )
     keepers = np.unique(copies.representative)
     groups = int(np.diff(np.searchsorted(keepers, [first, first + (part.num_rows << 8)]))[0])
     counts = {"groups": groups, "copies": len(exact), "exact": int(exact.sum()), "near": int((~exact).sum())}
+    counts["turned"] = int((copies.turn[rows] != 0).sum())
     return table, counts

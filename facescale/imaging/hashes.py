@@ -1,4 +1,4 @@
-"""Two hashes of an image: of its bytes (exact copies) and of what it shows (near copies); called by extract.
+"""Hashes of an image: of its bytes (exact copies) and of what it shows (near copies); called by extract.
 
 PDQ is Meta's 256-bit perceptual hash (ThreatExchange, "The TMK+PDQF video-hashing algorithm and the PDQ
 image-hashing algorithm", 2019). By its authors' rule two images are copies when their hashes differ in at most
@@ -8,12 +8,18 @@ The arithmetic is that of Meta's C++ code, which the package pdqhash wraps and t
 It is written anew because that package holds the GIL and takes longer than decoding: 0.8 against 0.2 ms for a
 250x250 photo, 2.4 against 0.5 ms at 512 px. All steps up to the 64x64 image are linear and separable, so two box
 filters and the decimation become one short weighted sum for each of 64 rows, and then of 64 columns.
+
+PDQ reduces an image from its upper left corner and compares with the median, so the hash of a mirrored picture cannot
+be told from that of the picture: on 250 px photographs 22 bits go wrong. The symmetric hash beside it has the signs of
+the same 256 cosine frequencies of an image that is reduced symmetrically. Mirroring inverts those of odd frequency and
+transposing swaps rows and columns, exactly (`turned`), so one hash stands for all eight ways to turn a picture.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import cv2
@@ -36,6 +42,67 @@ def sha256(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
 
 
+TURNS = (
+    "upright",
+    "mirrored",
+    "flipped",
+    "rotated 180",
+    "transposed",
+    "rotated 90",
+    "rotated 270",
+    "transversed",
+)
+"""The eight ways a picture can lie, by the bits of their number: 1 mirrors left and right, 2 top and bottom, and 4
+swaps rows and columns before that. rotated 90 is clockwise."""
+
+
+@dataclass(frozen=True)
+class Perceptual:
+    """What an image looks like.
+
+    Attributes:
+        pdq: PDQ hash, 32 bytes, as `pdq` gives it.
+        quality: of PDQ, 0..100.
+        symmetric: 32 bytes, a bit for each of frequencies 1..16 down (slow) and across (fast), most significant bit
+            first; set where the coefficient is positive.
+    """
+
+    pdq: bytes
+    quality: int
+    symmetric: bytes
+
+
+def perceptual(pixels: npt.NDArray[np.uint8]) -> Perceptual:
+    """Both hashes of what an image shows; `pixels` as for `pdq`. Images under 5 px a side have zeros for both."""
+    if min(pixels.shape[:2]) < _MIN_SIDE_PX:
+        return Perceptual(bytes(32), 0, bytes(32))
+    luma = _luma(pixels)
+    found, quality = _pdq(luma)
+    small = cv2.blur(cv2.resize(luma, (_GRID, _GRID), interpolation=cv2.INTER_AREA), (3, 3))
+    return Perceptual(found, quality, np.packbits(_dct() @ small @ _dct().T > 0).tobytes())
+
+
+def turned(hashes: npt.NDArray[np.uint8], turn: int) -> npt.NDArray[np.uint8]:
+    """Symmetric hashes of pictures that are turned.
+
+    Args:
+        hashes: uint8 [..., 32].
+        turn: which way, an index into TURNS.
+
+    Returns:
+        uint8 [..., 32], what `perceptual` would give for the turned pictures.
+    """
+    bits = np.unpackbits(hashes, axis=-1).reshape(*hashes.shape[:-1], _FREQUENCIES, _FREQUENCIES)
+    if turn & 4:
+        bits = bits.swapaxes(-1, -2)
+    odd = (np.arange(_FREQUENCIES) % 2 == 0).astype(np.uint8)  # the first frequency is 1
+    if turn & 1:
+        bits = bits ^ odd
+    if turn & 2:
+        bits = bits ^ odd[:, None]
+    return np.packbits(bits.reshape(*hashes.shape[:-1], _FREQUENCIES**2), axis=-1)
+
+
 def pdq(pixels: npt.NDArray[np.uint8]) -> tuple[bytes, int]:
     """Hash what an image shows.
 
@@ -47,9 +114,14 @@ def pdq(pixels: npt.NDArray[np.uint8]) -> tuple[bytes, int]:
         the hash, 32 bytes, most significant bit first as in PDQ's own hexadecimal form; and its quality
         0..100 (0, with a zero hash, for images under 5 px a side, which PDQ does not hash).
     """
-    height, width = pixels.shape[:2]
-    if min(height, width) < _MIN_SIDE_PX:
+    if min(pixels.shape[:2]) < _MIN_SIDE_PX:
         return bytes(32), 0
+    return _pdq(_luma(pixels))
+
+
+def _luma(pixels: npt.NDArray[np.uint8]) -> Floats:
+    """Luminance, float32 [H, W], of an image that is reduced first where it is large."""
+    height, width = pixels.shape[:2]
     factor = max(height, width) // PDQ_SIDE_PX
     if factor > 1:  # a very long image keeps at least 5 px across
         down, across = (min(factor, side // _MIN_SIDE_PX) for side in (height, width))
@@ -57,6 +129,12 @@ def pdq(pixels: npt.NDArray[np.uint8]) -> tuple[bytes, int]:
         pixels = pixels[: height * down, : width * across]
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     luma: Floats = cv2.cvtColor(pixels.astype(np.float32), cv2.COLOR_RGB2GRAY)
+    return luma
+
+
+def _pdq(luma: Floats) -> tuple[bytes, int]:
+    """PDQ's hash and quality of a luminance [H, W]."""
+    height, width = luma.shape
     rows, row_weights = _taps(height)
     columns, column_weights = _taps(width)
     small = np.einsum("ok,okw->ow", row_weights, luma[rows])

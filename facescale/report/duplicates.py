@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     Ids = NDArray[np.int64]
 
-_COLUMNS = ("image_id", "representative", "kind", "distance")
+_COLUMNS = ("image_id", "representative", "kind", "distance", "turn")
 _SPARE = 4  # candidates for each group shown: those without a face have no picture
 
 
@@ -134,6 +134,8 @@ class _Images:
         image = row["image_id"]
         exact = row["kind"] == "exact"
         bits = "same bytes" if exact else f"{row['distance']} bits apart"
+        if row["turn"] not in (None, "upright"):
+            bits += f", {row['turn']}"
         return self._shown(image, f"{self._size(image)}, {bits}", "copy", "")
 
     def _size(self, image: int) -> str:

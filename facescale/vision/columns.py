@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from concurrent.futures import Future
 
+    from facescale.imaging.hashes import Perceptual
     from facescale.lake.parts import TableVersion
     from facescale.vision.protocols import Detections, FaceQuality
 
@@ -49,8 +50,7 @@ class Item:
     height: int | None = None
     num_bytes: int | None = None
     sha256: bytes | None = None
-    pdq: bytes | None = None
-    pdq_quality: int | None = None
+    perceptual: Perceptual | None = None
     num_faces: int = 0
     pixels: np.ndarray | None = None
 
@@ -157,8 +157,9 @@ class Columns:
             "height": [item.height for item in items],
             "bytes": [item.num_bytes for item in items],
             "sha256": [item.sha256 for item in items],
-            "pdq": [item.pdq for item in items],
-            "pdq_quality": [item.pdq_quality for item in items],
+            "pdq": [item.perceptual and item.perceptual.pdq for item in items],
+            "pdq_quality": [item.perceptual and item.perceptual.quality for item in items],
+            "symmetric_hash": [item.perceptual and item.perceptual.symmetric for item in items],
             "status": [item.status for item in items],
             "detail": [item.detail for item in items],
             "num_faces": [item.num_faces for item in items],

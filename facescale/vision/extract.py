@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from facescale.imaging.decode import decode
-from facescale.imaging.hashes import pdq, sha256
+from facescale.imaging.hashes import perceptual, sha256
 from facescale.lake.ids import MAX_FACES
 from facescale.models.registry import card, choose_scheme
 from facescale.models.weights import use_weights_folder
@@ -166,7 +166,7 @@ class ExtractStage:
         item.sha256 = sha256(data)
         if image.pixels is not None:
             item.pixels = image.pixels
-            item.pdq, item.pdq_quality = pdq(image.pixels)
+            item.perceptual = perceptual(image.pixels)
         return item
 
     def _add_faces(self, items: Sequence[Item], columns: Columns, *, flush: bool) -> None:

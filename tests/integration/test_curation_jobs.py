@@ -107,7 +107,7 @@ def face_ids() -> np.ndarray:
 
 def test_dedup(lake: Lake) -> None:
     summary = run("dedup", lake)
-    assert summary.counters == {"copies": 5, "exact": 3, "groups": 2, "near": 2}
+    assert summary.counters == {"copies": 5, "exact": 3, "groups": 2, "near": 2, "turned": 0}
     assert (summary.parts_run, summary.parts_kept) == (4, 0)
     rows = {row["image_id"] >> 8: row for row in read(lake, "duplicates").to_pylist()}
     same = {3, 40, 90, 91}
