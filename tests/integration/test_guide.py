@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 import typer.main
 
 from facescale import cli
@@ -134,7 +135,7 @@ def test_thresholds() -> None:
     seen = set()
     for name, default, cosine, *_ in table_below("## Thresholds and how they were chosen"):
         section, setting = name.strip("`").split(".")
-        assert config[section][setting] == float(default.replace(",", "")), name
+        assert config[section][setting] == yaml.safe_load(default.replace(",", "")), name
         seen.add(name)
         if section == "cluster" and cosine:
             cuts = resolve(ClusterRules(), CALIBRATION, 1000)
