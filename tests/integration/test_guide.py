@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 import typer.main
+import yaml
 
 from facescale import cli
 from facescale.config.job import JobConfig
