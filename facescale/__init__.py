@@ -33,6 +33,7 @@ __all__ = [
     "evaluate_cleaning",
     "evaluate_clusters",
     "extract",
+    "import_embeddings",
     "neighbors",
     "run",
     "search",
@@ -41,6 +42,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from facescale import errors
+    from facescale.api.imports import import_embeddings
     from facescale.api.jobs import (
         build_index,
         clean,
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
 else:
     # Where each name comes from. Not seen by type checkers, so that they know these names and no others.
     _NAMES = {
+        "facescale.api.imports": "import_embeddings",
         "facescale.api.jobs": "build_index clean cluster dedup embed extract neighbors run write_report",
         "facescale.api.lake": "Lake",
         "facescale.api.questions": "calibrate evaluate_cleaning evaluate_clusters search",

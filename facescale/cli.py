@@ -30,6 +30,9 @@ from facescale.cli_options import (
     Device,
     DryRunFlag,
     Embedder,
+    EmbeddingColumn,
+    EmbeddingDim,
+    EmbeddingsSrc,
     GpusPerWorker,
     JsonFlag,
     LabelColumn,
@@ -41,6 +44,7 @@ from facescale.cli_options import (
     MaxSize,
     MemoryGib,
     MinFace,
+    ModelName,
     NumNeighbors,
     PartRows,
     PathColumn,
@@ -48,6 +52,7 @@ from facescale.cli_options import (
     Precision,
     Recall,
     RetryFailed,
+    RowLabels,
     Runtime,
     Src,
     Threads,
@@ -161,6 +166,33 @@ def extract(
 ) -> None:
     """Read images, detect, align and embed their faces: images, faces, crops and embeddings."""
     _job("extract", config, _overrides(locals()), dry_run=dry_run, json_output=json_output, verbose=verbose)
+
+
+@app.command(name="import")
+def import_embeddings(
+    src: EmbeddingsSrc,
+    lake: LakeArg,
+    model: ModelName = None,
+    config: ConfigFile = None,
+    column: EmbeddingColumn = None,
+    dim: EmbeddingDim = None,
+    labels: RowLabels = None,
+    label_column: LabelColumn = None,
+    path_column: PathColumn = None,
+    max_failures: MaxFailures = None,
+    accept_changes: AcceptChanges = False,
+    retry_failed: RetryFailed = False,
+    part_rows: PartRows = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    address: Address = None,
+    dry_run: DryRunFlag = False,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make a lake of embeddings that another program made; every later job takes it, but for those on photographs."""
+    overrides = _overrides(locals()) | {"imports.model": model, "imports.column": column, "imports.dim": dim}
+    _job("import", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
 
 
 @app.command()

@@ -9,6 +9,25 @@ from typing import Annotated
 import typer
 
 Src = Annotated[str, typer.Argument(help="Folder, tar or Parquet file of images, or an fsspec URL.")]
+EmbeddingsSrc = Annotated[
+    str,
+    typer.Argument(
+        metavar="EMBEDDINGS", help="Parquet, .npy or .bin file, a folder of those, or an fsspec URL."
+    ),
+]
+ModelName = Annotated[
+    str | None, typer.Option(help="Name of the model that made them; later: --embedder NAME.")
+]
+EmbeddingColumn = Annotated[
+    str | None, typer.Option(help="Parquet column that holds the embeddings; default: embedding.")
+]
+EmbeddingDim = Annotated[int | None, typer.Option(help="Dimension; without, that of the first rows.")]
+RowLabels = Annotated[
+    str | None,
+    typer.Option(
+        help="File with a label for every row (.npy, .meta, .csv, .parquet), or a table keyed by path."
+    ),
+]
 LakeArg = Annotated[str, typer.Argument(metavar="LAKE", help="Root of the lake: a folder or an fsspec URL.")]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file; flags override it.")]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output.")]

@@ -3,6 +3,8 @@
     SRC ─► plan ─► extract ─► dedup ─► neighbors ─► cluster ─► clean ─► index ─► search, report
             │        │  └─► embed (another model, from the stored crops)
          sources   images, faces, crops, embeddings            labels ◄─ label (claims on images)
+                     ▲
+    EMBEDDINGS ─► import (made elsewhere: no photographs, no crops)
 
 A job is one command: `facescale extract SRC LAKE`, or on a cluster `ray job submit … -- python -m jobs.extract …`.
 A job reads tables and writes tables; nothing else passes between jobs. Running a job again resumes it.
@@ -38,6 +40,12 @@ class StageInfo:
 
 
 STAGES = (
+    StageInfo(
+        "import",
+        ("SRC",),
+        ("sources", "images", "faces", "embeddings", "labels"),
+        "embeddings made elsewhere, instead of photographs",
+    ),
     StageInfo("plan", ("SRC",), ("sources",), "list the source, freeze it into shards and parts"),
     StageInfo(
         "extract",
@@ -92,6 +100,12 @@ def _extract(context: JobContext) -> list[StageSummary]:
 
         stages.append(run_label(context))
     return stages
+
+
+def _import(context: JobContext) -> list[StageSummary]:
+    from facescale.driver.imports import run_import
+
+    return run_import(context)
 
 
 def _embed(context: JobContext) -> list[StageSummary]:
@@ -171,6 +185,7 @@ def _left_over(stages: Iterable[StageSummary]) -> bool:
 JOBS: Mapping[str, Callable[[JobContext], list[StageSummary]]] = {
     "run": _run,
     "extract": _extract,
+    "import": _import,
     "embed": _embed,
     "dedup": _dedup,
     "neighbors": _neighbors,
@@ -202,9 +217,17 @@ def run_job(job: str, config: JobConfig, reporter: Reporter | None = None) -> Jo
     if job not in JOBS:
         raise UsageError(f"no job {job!r}; there are {', '.join(JOBS)}")
     if job in NEEDS_SOURCE and config.src is None:
-        raise UsageError(f"{job} needs a source: a folder, a tar, a Parquet file or a URL")
+        what = (
+            "Parquet, .npy or .bin files of embeddings"
+            if job == "import"
+            else "a folder, a tar, a Parquet file"
+        )
+        raise UsageError(f"{job} needs a source: {what} or a URL")
     start = time.monotonic()
-    lake = _open_for_extract(config) if job in NEEDS_SOURCE else Lake.open(config.lake)
+    if job == "import":
+        lake = _open_for_import(config)
+    else:
+        lake = _open_for_extract(config) if job in NEEDS_SOURCE else Lake.open(config.lake)
     lake.store.clean_temporaries()
     summary = JobSummary(job, lake.uri)
     with JobContext(config, lake, reporter or SilentReporter()) as context:
@@ -263,6 +286,15 @@ def _open_for_extract(config: JobConfig) -> Any:
     extract_settings(config.extract)
     label_spec(config.labels)  # without its column a label file must not cost a crawl's work first
     check_source(config.src)
+    return Lake.open_or_create(config.lake)
+
+
+def _open_for_import(config: JobConfig) -> Any:
+    """As for extract: embeddings, name and labels are looked at before a lake is made."""
+    from facescale.driver.imports import check_import
+    from facescale.lake.lake import Lake
+
+    check_import(config)
     return Lake.open_or_create(config.lake)
 
 

@@ -111,7 +111,7 @@ def run(
         "index.recall": recall,
         "index.memory_gib": memory_gib,
     }
-    return _job("run", locals(), overrides)
+    return run_job("run", locals(), overrides)
 
 
 def extract(
@@ -150,7 +150,7 @@ def extract(
         UsageError: there is no source, or a setting is wrong; nothing was started.
         FacescaleError: the job could not be done; see the module.
     """
-    return _job("extract", locals())
+    return run_job("extract", locals())
 
 
 def embed(
@@ -176,7 +176,7 @@ def embed(
         MismatchError: the embedder needs landmarks of another scheme.
         FacescaleError: the job could not be done; see the module.
     """
-    return _job("embed", locals())
+    return run_job("embed", locals())
 
 
 def dedup(
@@ -205,7 +205,7 @@ def dedup(
         UsageError: the lake has no finished images, or a setting is wrong.
         FacescaleError: the job could not be done; see the module.
     """
-    return _job("dedup", locals(), {"dedup.max_distance": max_distance})
+    return run_job("dedup", locals(), {"dedup.max_distance": max_distance})
 
 
 def neighbors(
@@ -248,7 +248,7 @@ def neighbors(
         FacescaleError: the job could not be done; see the module.
     """
     overrides = {"neighbors.embedder": embedder, "neighbors.k": k, "neighbors.memory_gib": memory_gib}
-    return _job("neighbors", locals(), overrides)
+    return run_job("neighbors", locals(), overrides)
 
 
 def cluster(
@@ -277,7 +277,7 @@ def cluster(
         UsageError: the lake has no neighbors, the embedder is not calibrated, or a setting is wrong.
         FacescaleError: the job could not be done; see the module.
     """
-    return _job("cluster", locals(), {"cluster.embedder": embedder, "cluster.max_size": max_size})
+    return run_job("cluster", locals(), {"cluster.embedder": embedder, "cluster.max_size": max_size})
 
 
 def clean(
@@ -309,7 +309,7 @@ def clean(
         FacescaleError: the job could not be done; see the module.
     """
     overrides = {"clean.embedder": embedder, "clean.method": method, "clean.preset": preset}
-    return _job("clean", locals(), overrides)
+    return run_job("clean", locals(), overrides)
 
 
 def build_index(
@@ -356,7 +356,7 @@ def build_index(
         "index.recall": recall,
         "index.memory_gib": memory_gib,
     }
-    return _job("index", locals(), overrides)
+    return run_job("index", locals(), overrides)
 
 
 def lake_uri(lake: LakeLike) -> str:
@@ -404,8 +404,14 @@ def write_report(
     return where
 
 
-def _job(job: str, given: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> JobSummary:
-    """Run a job: a key of pipeline.JOBS; see `_settings`."""
+def run_job(job: str, given: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> JobSummary:
+    """Run a job for a function of this package.
+
+    Args:
+        job: a key of pipeline.JOBS.
+        given: the arguments of the function, by name.
+        own: settings that only this job has, by dotted path.
+    """
     return pipeline.run_job(job, _settings(given, own), given["reporter"])
 
 

@@ -10,24 +10,28 @@ from facescale.config.cluster import ClusterConfig
 from facescale.config.curate import DedupConfig, NeighborsConfig
 from facescale.config.engine import EngineConfig
 from facescale.config.extract import ExtractConfig, LabelsConfig
+from facescale.config.imports import ImportConfig
 from facescale.config.index import IndexConfig
 from facescale.config.report import ReportConfig
 
-NEEDS_SOURCE = ("run", "extract")
-"""Jobs that read photographs; the others work on what the lake holds."""
+NEEDS_SOURCE = ("run", "extract", "import")
+"""Jobs that read photographs or embeddings made elsewhere; the others work on what the lake holds."""
 
 
 class JobConfig(Config):
     """Configuration of every job. In YAML the nested parts are sections."""
 
     src: str | None = None
-    """Photographs: a folder, a tar, a Parquet file, or a folder or URL of those."""
+    """Photographs: a folder, a tar, a Parquet file, or a folder or URL of those; for import, files of embeddings."""
 
     lake: str
     """Root of the lake: a folder or an fsspec URL."""
 
     extract: ExtractConfig = ExtractConfig()
     """Models and limits."""
+
+    imports: ImportConfig = ImportConfig()
+    """Embeddings made elsewhere."""
 
     labels: LabelsConfig = LabelsConfig()
     """Claimed labels."""

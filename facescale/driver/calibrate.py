@@ -16,18 +16,17 @@ import facescale
 from facescale.curate.calibration import Calibration, calibration_path, dump_calibration
 from facescale.curate.calibration_fit import MIN_QUALITY_QUANTILE, check, fit
 from facescale.curate.drift import drift_warning
-from facescale.curate.re_encode import JPEG_QUALITY, QUANTILE, SCALE, re_encode_similarity
 from facescale.driver.extract import import_plugins
-from facescale.engine.session import usable_cpus
+from facescale.driver.re_encoding import measure_re_encode, read_vectors
 from facescale.errors import UsageError
 from facescale.evaluate.center import center_faces
 from facescale.evaluate.split import folds_of
 from facescale.lake.lake import Lake
 from facescale.lake.scan import scan, scan_ids
-from facescale.models.registry import card
+from facescale.models.registry import card, cards
 from facescale.sources.labels import LabelSpec, label_rows
 from facescale.sources.plan import planned_parts
-from facescale.vision.registry import load_embedder
+from facescale.sources.vector_plan import holds_vectors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from facescale.lake.parts import TableVersion
 
 MAX_FACES = 200_000
-_RE_ENCODED = 500
 _POOR_FMR = 1e-2
 
 
@@ -91,16 +89,23 @@ def run_calibrate(lake_uri: str, settings: CalibrateSettings, reporter: Reporter
     """
     import_plugins(settings.plugins)
     lake = Lake.open(lake_uri)
-    model = card(settings.embedder, "embedder")
     versions = _versions(lake, settings.embedder)
     people, left_out = _labeled_faces(lake, settings, reporter)
     mine = people.fold == settings.fold if settings.fold is not None else np.ones(len(people.face_ids), bool)
     if settings.fold is not None:
         left_out["faces_of_the_other_fold"] = int((~mine).sum())
-    vectors = _vectors(lake, versions["embeddings"], people.face_ids)
+    vectors = read_vectors(lake, versions["embeddings"], people.face_ids)
     reporter.say(f"calibrate: {int(mine.sum()):,} faces of {len(set(people.names[mine])):,} people")
     quality = _quality(lake, versions["faces"], people.face_ids[mine])
-    similarity = _re_encoded(lake, versions, settings, people.face_ids[mine], vectors[mine])
+    re_encode, how = measure_re_encode(
+        lake,
+        versions,
+        people.face_ids[mine],
+        people.names[mine],
+        vectors[mine],
+        embedder=settings.embedder,
+        device=settings.device,
+    )
     evidence: dict[str, Any] = {
         "made": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "by": f"facescale {facescale.__version__}",
@@ -113,14 +118,7 @@ def run_calibrate(lake_uri: str, settings: CalibrateSettings, reporter: Reporter
             lake, versions["faces"], ("detector", "landmarker", "min_face_px", "precision", "quality_scorer")
         ),
         "embedding": _made_by(lake, versions["embeddings"], ("pixels", "precision")),
-        "re_encode": {
-            "forms": len(similarity),
-            "jpeg_quality": list(JPEG_QUALITY),
-            "scale": list(SCALE),
-            "quantile": QUANTILE,
-            "lowest": round(float(similarity.min()), 5),
-            "median": round(float(np.median(similarity)), 5),
-        },
+        "re_encode": how,
         "min_quality": f"quantile {MIN_QUALITY_QUANTILE} of faces.quality"
         if quality is not None
         else "none: the quality of these faces was not measured",
@@ -131,8 +129,8 @@ def run_calibrate(lake_uri: str, settings: CalibrateSettings, reporter: Reporter
         people.face_ids[mine],
         quality,
         embedder=settings.embedder,
-        re_encode=float(np.quantile(similarity, QUANTILE)),
-        weights_sha256=model.sha256,
+        re_encode=re_encode,
+        weights_sha256=_weights_of(settings.embedder),
         evidence=evidence,
     )
     if settings.fold is not None and not mine.all():
@@ -163,9 +161,20 @@ class _People:
 
 
 def _versions(lake: Lake, embedder: str) -> dict[str, TableVersion]:
+    """Of faces, embeddings and crops; an imported lake has no crops, and its embedder need not be registered."""
+    imported = holds_vectors(lake)
+    if not imported:
+        card(embedder, "embedder")
     found = {}
     for table, model in (("faces", "-"), ("crops", "-"), ("embeddings", embedder)):
         version = lake.current(table, model)
+        if version is None and imported and table == "crops":
+            continue
+        if version is None and imported:
+            models = ", ".join(lake.current_models("embeddings")) or "none"
+            raise UsageError(
+                f"{lake.uri} has no finished embeddings of {embedder} (it has: {models}): name its own"
+            )
         if version is None:
             job = "extract SRC" if model == "-" else "embed"
             raise UsageError(
@@ -236,15 +245,6 @@ def _copies(lake: Lake) -> NDArray[np.int64] | None:
     return np.concatenate([np.zeros(0, np.int64), *found])
 
 
-def _vectors(lake: Lake, version: TableVersion, face_ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    if not len(face_ids):
-        return np.zeros((0, 1), np.float32)
-    column = scan_ids(lake, version, face_ids, ["embedding"])["embedding"].combine_chunks()
-    flat: NDArray[Any] = column.flatten().to_numpy(zero_copy_only=False)
-    vectors: NDArray[np.float32] = flat.reshape(len(face_ids), -1).astype(np.float32)
-    return vectors
-
-
 def _quality(lake: Lake, version: TableVersion, face_ids: NDArray[np.int64]) -> NDArray[np.float64] | None:
     """faces.quality, NaN where null; None where there is nothing in it, as in a lake that an earlier release made."""
     if not len(face_ids):
@@ -256,42 +256,9 @@ def _quality(lake: Lake, version: TableVersion, face_ids: NDArray[np.int64]) -> 
     return filled
 
 
-def _re_encoded(
-    lake: Lake,
-    versions: dict[str, TableVersion],
-    settings: CalibrateSettings,
-    face_ids: NDArray[np.int64],
-    vectors: NDArray[np.float32],
-) -> NDArray[np.float64]:
-    """Similarity of a sample of faces with themselves re-encoded."""
-    import torch
-
-    if not len(face_ids):
-        return np.ones(1)
-    order = np.argsort(face_ids)
-    rows = order[np.sort(np.random.default_rng(0).permutation(len(order))[:_RE_ENCODED])]
-    crops = scan_ids(lake, versions["crops"], face_ids[rows], ["jpeg", "matrix"])
-    points = scan_ids(lake, versions["faces"], face_ids[rows], ["landmarks"])["landmarks"].combine_chunks()
-    matrices = crops["matrix"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(usable_cpus())
-    try:
-        made_by = lake.describe_version(versions["embeddings"]) or {}
-        precision = made_by.get("settings", {}).get("precision", "fp32")
-        device = settings.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device == "cpu":
-            precision = "fp32"
-        return re_encode_similarity(
-            crops["jpeg"].to_pylist(),
-            matrices.reshape(-1, 2, 3).astype(np.float64),
-            points.flatten().to_numpy().reshape(len(rows), -1, 2),
-            vectors[rows],
-            load_embedder(settings.embedder, device=device, precision=precision),
-        )
-    finally:
-        torch.set_num_threads(threads)
+def _weights_of(embedder: str) -> str | None:
+    """SHA-256 of the embedder's weights; None for one that is known by the lake only."""
+    return next((known.sha256 for known in cards("embedder") if known.name == embedder), None)
 
 
 def _doubts(calibration: Calibration) -> list[str]:

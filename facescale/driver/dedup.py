@@ -23,6 +23,7 @@ from facescale.lake.fingerprint import fingerprint
 from facescale.lake.ids import image_id_of, make_image_id
 from facescale.lake.parts import TableVersion, commit_part, list_done
 from facescale.lake.scan import scan, sum_counters
+from facescale.sources.vector_plan import holds_vectors
 
 if TYPE_CHECKING:
     from facescale.config.curate import DedupConfig
@@ -61,6 +62,10 @@ def run_dedup(context: JobContext) -> StageSummary:
             commit_part(lake.store, part, [(version, table)], counters=counters)
         summary.workers = 1
     summary.counters = sum_counters(lake, version)
+    if holds_vectors(lake) and not summary.counters.get("copies"):
+        summary.notes.append(
+            "imported embeddings have no files or pixels to compare, so no image is known as a copy"
+        )
     lake.set_current([version])
     summary.tables = {"duplicates": version.folder}
     summary.seconds = time.monotonic() - start

@@ -17,6 +17,7 @@ from facescale.driver.cluster import plan_cluster
 from facescale.driver.dedup import plan_dedup
 from facescale.driver.embed import embedding_version
 from facescale.driver.extract import import_plugins, other_settings, plan_extract, plan_report
+from facescale.driver.imports import check_import, import_report, plan_import
 from facescale.driver.index import index_settings
 from facescale.driver.label import label_spec, label_version
 from facescale.driver.neighbors import is_calibrated, plan_neighbors
@@ -87,7 +88,9 @@ def plan_job(job: str, config: JobConfig) -> DryRun:
         refuse_foreign_files(Store(config.lake))
         lake = Lake.create(f"memory://facescale-dry-run-{uuid.uuid4().hex}")
     plan = DryRun(job, config.lake, planned_rows(lake))
-    if job in NEEDS_SOURCE:
+    if job == "import":
+        _plan_import(lake, config, plan)
+    elif job in NEEDS_SOURCE:
         _plan_extract(lake, config, plan)
     elif job == "embed":
         _plan_embed(lake, config, plan)
@@ -137,6 +140,22 @@ def _plan_extract(lake: Lake, config: JobConfig, plan: DryRun) -> None:
         parts = parts_left + len(extract.done) - labeled
         size = plan.images * LABEL_BYTES if parts else 0
         plan.stages.append(PlannedStage("label", ["labels"], parts, labeled, size, f"from {labels.source}"))
+
+
+def _plan_import(lake: Lake, config: JobConfig, plan: DryRun) -> None:
+    check_import(config)
+    found = plan_import(lake, config)
+    report = import_report(lake, config, dry_run=True)
+    plan.remarks += report.remarks()
+    plan.images += report.new_members
+    rows, parts = report.new_members, report.new_parts
+    for part in planned_parts(lake):
+        if part.key not in found.done:
+            rows, parts = rows + part.key.num_rows, parts + 1
+    size = rows * (IMAGE_BYTES // 4 + FACE_BYTES // 4 + 2 * found.settings.dim + 12)
+    note = f"{rows:,} embeddings of {found.model}, {found.settings.dim} dimensions"
+    tables = ["images", "faces", "embeddings"]
+    plan.stages.append(PlannedStage("import", tables, parts, len(found.done), size, note))
 
 
 def _plan_embed(lake: Lake, config: JobConfig, plan: DryRun) -> None:

@@ -13,6 +13,7 @@ from facescale.lake.parts import TableVersion, list_done
 from facescale.lake.scan import count_rows, sum_counters
 from facescale.models.registry import card
 from facescale.models.weights import use_weights_folder
+from facescale.sources.vector_plan import refuse_imported
 from facescale.vision import embed as stage_module
 from facescale.vision import extract as source_module
 from facescale.vision.embed import EmbedSettings, EmbedStage
@@ -59,6 +60,7 @@ def run_embed(context: JobContext) -> StageSummary:
     lake, config = context.lake, context.config.extract
     import_plugins(config.plugins)
     use_weights_folder(config.weights_dir)
+    refuse_imported(lake, "embed")
     faces, crops, images = lake.current("faces"), lake.current("crops"), lake.current("images")
     if faces is None or crops is None or images is None:
         raise UsageError(

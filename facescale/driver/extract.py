@@ -18,13 +18,14 @@ from facescale.lake.scan import count_rows, sum_counters
 from facescale.models.registry import card, choose_scheme
 from facescale.models.weights import use_weights_folder
 from facescale.sources.plan import PlanReport, SourcePart, plan_sources, planned_parts, planned_rows
+from facescale.sources.vector_plan import refuse_imported
 from facescale.vision import extract as stage_module
 from facescale.vision.columns import ExtractVersions
 from facescale.vision.extract import ExtractSettings, ExtractStage
 from facescale.vision.registry import check_quality_scorer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from facescale.config.extract import ExtractConfig
     from facescale.config.job import JobConfig
@@ -117,6 +118,7 @@ def plan_report(lake: Lake, config: JobConfig, *, dry_run: bool = False) -> Plan
     """Freeze the plan of the job's source (unless it is a dry run); says what is new, changed, vanished, ignored."""
     if config.src is None:
         raise UsageError("extract needs a source: a folder, a tar, a Parquet file or a URL")
+    refuse_imported(lake, "extract")
     return plan_sources(
         lake,
         config.src,
@@ -136,7 +138,7 @@ def run_extract(context: JobContext) -> list[StageSummary]:
     if (remark := other_settings(lake, plan)) is not None:
         context.reporter.say(remark)
     if config.retry_failed:
-        retry_failed(context, plan)
+        retry_failed(context, plan.done, plan.versions.images, [plan.versions.faces, plan.versions.crops])
         plan = plan_extract(lake, config.extract, report)
     record_versions(lake, plan, config.extract)
     left = [0, 0]
@@ -219,17 +221,18 @@ def record_versions(lake: Lake, plan: ExtractPlan, config: ExtractConfig) -> Non
         )
 
 
-def retry_failed(context: JobContext, plan: ExtractPlan) -> int:
+def retry_failed(
+    context: JobContext, done: DoneParts, images: TableVersion, siblings: Sequence[TableVersion]
+) -> int:
     """Undo the parts that hold images with a transient status: downstream first, then images, then the siblings."""
     lake = context.lake
-    siblings = [plan.versions.faces, plan.versions.crops]
     downstream = [info.version for info in lake.versions() if info.version.table == "embeddings"]
     count = 0
-    for part in plan.done.parts():
-        counters = sum_counters(lake, plan.versions.images, [part])
+    for part in done.parts():
+        counters = sum_counters(lake, images, [part])
         if not any(counters.get(f"status.{status}") for status in _TRANSIENT):
             continue
-        for version in [*downstream, plan.versions.images, *siblings]:
+        for version in [*downstream, images, *siblings]:
             path = version.part_path(part)
             if lake.store.exists(path):
                 lake.store.delete(path)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from facescale.lake.lake import Lake
     from facescale.lake.parts import TableVersion
 
-GOOD = ("ok", "too_many_faces")
+GOOD = ("ok", "too_many_faces", "same_image")
 """Statuses of images that did not fail."""
 
 _AGAIN = "then run again with --accept-changes"
@@ -36,6 +36,10 @@ REMEDIES = {
     "corrupt": f"fetch it again, {_AGAIN}",
     "too_many_bytes": "if you trust it, raise extract.max_bytes in the --config file: that makes new tables",
     "too_many_pixels": "if you trust it, raise extract.max_pixels in the --config file: that makes new tables",
+    "wrong_dimension": f"leave it out or embed it with the model of the others, {_AGAIN}",
+    "wrong_type": f"write its numbers as numbers, {_AGAIN}",
+    "not_finite": f"embed it again or leave it out, {_AGAIN}",
+    "zero_vector": f"embed it again or leave it out, {_AGAIN}",
     "poison": f"it ended or hung its worker: look at it with another program, delete it, {_AGAIN}",
     "unreadable": _IN_DETAIL,
     "source_changed": _IN_DETAIL,

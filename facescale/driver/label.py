@@ -41,13 +41,17 @@ def label_version(settings: Mapping[str, Any]) -> TableVersion:
     return TableVersion("labels", fingerprint("label", settings, stage_module.REVISION, {}))
 
 
-def run_label(context: JobContext) -> StageSummary:
+def run_label(context: JobContext, spec: LabelSpec | None = None) -> StageSummary:
     """Write the labels of every planned part; resumes by itself.
+
+    Args:
+        context: of the job.
+        spec: where labels come from; None as configured.
 
     Raises:
         UsageError: no source of labels is configured, or its file cannot be read or lacks the column.
     """
-    lake, spec = context.lake, label_spec(context.config.labels)
+    lake, spec = context.lake, spec or label_spec(context.config.labels)
     if spec is None:
         raise UsageError("labels need a source: --labels folder, or --labels FILE --label-column NAME")
     file = spec.load(lake.store)

@@ -21,6 +21,7 @@ from facescale.errors import UsageError
 from facescale.index.results import RESULTS_SCHEMA, results_json, search_table
 from facescale.index.search import Index
 from facescale.lake.lake import Lake
+from facescale.sources.vector_plan import holds_vectors
 from facescale.vision.faces import FaceReader
 
 if TYPE_CHECKING:
@@ -351,6 +352,11 @@ class Searcher:
             if faces is None:
                 raise UsageError(
                     f"{self.lake.uri} has no finished faces: run `facescale extract SRC {self.lake.uri}` first"
+                )
+            if holds_vectors(self.lake):
+                raise UsageError(
+                    f"{self.lake.uri} holds imported embeddings: queries are embeddings of {self.embedder}, too; give "
+                    "a Parquet file with a column embedding"
                 )
             made_by = (self.lake.describe_version(faces) or {}).get("settings", {})
             self._reader = FaceReader.like(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def center_faces(lake: Lake, image_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The face of each image whose box's center is nearest to the image's.
+    """The face of each image whose box's center is nearest to the image's; the first where its size is not known.
 
     Args:
         lake: with finished images and faces.
@@ -50,7 +50,9 @@ def center_faces(lake: Lake, image_ids: NDArray[np.int64]) -> NDArray[np.int64]:
         return nearest
     owner = image_id_of(face_ids)
     sizes = scan_ids(lake, images, owner, ["width", "height"])
+    unknown = sizes["width"].is_null().to_numpy()  # imported: then the detector's best face is meant
     size = np.column_stack([sizes[side].fill_null(0).to_numpy() for side in ("width", "height")])
+    box_N4[unknown] = 0
     chosen = nearest_to_center(box_N4, owner, size)
     owners = owner[chosen]  # ascending, one face each
     at = np.minimum(np.searchsorted(owners, image_ids), len(owners) - 1)

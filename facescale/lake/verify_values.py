@@ -85,8 +85,14 @@ def _images(block: pa.Table, ids: NDArray[np.int64]) -> Iterator[tuple[str, NDAr
     yield "num_faces is not 0..255", (faces < 0) | (faces > MAX_FACES)
     yield "faces of an image that is neither ok nor too_many_faces", ~has_faces & (faces != 0)
     yield "too_many_faces without 255 faces", (_texts(status) == "too_many_faces") & (faces != MAX_FACES)
-    for name in ("width", "height", "bytes", "sha256"):
-        yield f"{name} of a decoded image is missing", has_faces & block.column(name).is_null().to_numpy()
+    unknown = {
+        name: block.column(name).is_null().to_numpy() for name in ("width", "height", "bytes", "sha256")
+    }
+    imported = all(
+        column.all() for column in unknown.values()
+    )  # embeddings made elsewhere: no image was read
+    for name, missing in unknown.items():
+        yield f"{name} of a decoded image is missing", has_faces & missing & (not imported)
 
 
 def _labels(block: pa.Table, ids: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.bool_]]]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from facescale.report.model import Cell
     from facescale.report.source import Source
 
-GOOD = ("ok", "too_many_faces")
+GOOD = ("ok", "too_many_faces", "same_image")
 """Statuses of images that did not fail."""
 
 
@@ -87,6 +87,11 @@ def images_section(
             bar=1,
         )
     )
+    if source.version("crops") is None and source.version("embeddings") is not None:
+        section.notes.append(
+            "The embeddings of this lake were made elsewhere and imported: there are no photographs, so this page has "
+            "no pictures, only names and numbers."
+        )
     if len(source.superseded):
         section.notes.append(
             f"{len(source.superseded):,} images whose source was replaced or has vanished are left out of everything."

@@ -168,6 +168,15 @@ def check_label_file(source: str, column: str | None, path_column: str) -> None:
     _read(source, column, path_column, whole=False)
 
 
+def has_column(source: str, name: str) -> bool:
+    """Whether a label file can be read and has a column; reads only its beginning."""
+    try:
+        _read(source, name, name, whole=False)
+    except UsageError:
+        return False
+    return True
+
+
 def _read(source: str, column: str | None, path_column: str, *, whole: bool) -> pa.Table:
     """The two columns of a file; without rows unless `whole`."""
     if column is None:
@@ -175,7 +184,7 @@ def _read(source: str, column: str | None, path_column: str, *, whole: bool) -> 
     kind = extension_of(source)
     if kind not in ("parquet", "pq", *_CSV_DELIMITERS):
         raise UsageError(f"{source} is no .csv, .tsv or .parquet file, nor the word `folder`")
-    columns = [path_column, column]
+    columns = list(dict.fromkeys([path_column, column]))
     try:
         with open_container(root_uri(source)) as stream:
             if kind in _CSV_DELIMITERS:

@@ -29,6 +29,9 @@ from facescale.sources.containers import (
 )
 from facescale.sources.label_file import LabelFile, base_names, check_label_file, digest_of
 from facescale.sources.uris import extension_of, member_uri, path_of_uri
+from facescale.sources.vector_file import open_vectors
+from facescale.sources.vector_shared import row_uris, uri_texts
+from facescale.sources.vector_types import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -154,6 +157,8 @@ def label_rows(store: Store, part: SourcePart, how: LabelSpec, file: LabelFile |
         file = how.load(store)
     if part.format == "image":
         rows, labels, origins = _of_files(store, part, how, file)
+    elif part.format in FORMATS.values():
+        rows, labels, origins = _of_vectors(store, part, how, file)
     else:
         rows, labels, origins = _of_container(store, part, how, file)
     ids = make_image_id(part.key.shard, part.key.first_row + rows)
@@ -170,11 +175,43 @@ def _of_files(store: Store, part: SourcePart, how: LabelSpec, file: LabelFile | 
     below = _below(uris, roots)
     if file is not None:
         return _from_file(file, how, [uris, below, base_names(uris)])
-    # A file directly in the source lies in no folder that could be a label.
-    inside = pc.match_substring(below, "/")
-    folders = pc.replace_substring_regex(below, r"(?s)^(?:.*/)?([^/]*)/[^/]*$", r"\1")
-    rows = np.flatnonzero(pc.fill_null(inside, False).to_numpy())
+    return _from_folders(below)
+
+
+def _from_folders(paths: pa.ChunkedArray | pa.Array) -> _Claims:
+    """Claims by the last folder of each path; a file directly in the source lies in none that could be a label."""
+    inside = pc.match_substring(paths, "/")
+    folders = pc.replace_substring_regex(paths, r"(?s)^(?:.*/)?([^/]*)/[^/]*$", r"\1")
+    rows = np.flatnonzero(pc.fill_null(inside, False).to_numpy(zero_copy_only=False))
     return rows, folders.take(rows), pa.array([FOLDER] * len(rows), pa.string())
+
+
+def _of_vectors(store: Store, part: SourcePart, how: LabelSpec, file: LabelFile | None) -> _Claims:
+    """Claims on rows of imported embeddings by their uris, each on the first row of the part that has the uri."""
+    (source,) = store.read_table(part.shard_path, ["uri", "root"]).to_pylist()
+    numbers = np.arange(part.key.first_row, part.key.first_row + part.key.num_rows)
+    given = pa.nulls(len(numbers), pa.string())
+    try:
+        if part.format != "vectors_bin":
+            with open_vectors(source["uri"], part.format, column=None) as opened:
+                given = uri_texts(opened, numbers)
+    except (ContainerError, pa.ArrowException):
+        pass  # damaged: its rows get their status in `images`
+    except OSError as error:
+        raise TransientError(
+            f"{source['uri']}: {error.strerror or error}; run the same command again to continue"
+        ) from error
+    uris = pc.coalesce(given, row_uris(source["uri"], numbers))
+    if file is None:
+        rows, labels, origins = _from_folders(given)
+    else:
+        roots = pa.chunked_array([pa.array([source["root"]] * len(numbers), pa.string())])
+        below = _below(pa.chunked_array([uris]), roots)
+        rows, labels, origins = _from_file(file, how, [uris, below, base_names(uris)])
+    texts = uris.to_numpy(zero_copy_only=False).astype(str)
+    _, first, again = np.unique(texts, return_index=True, return_inverse=True)
+    kept = np.flatnonzero(first[again][rows] == rows)
+    return rows[kept], labels.take(kept), origins.take(kept)
 
 
 def _below(uris: pa.ChunkedArray, roots: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -23,11 +23,11 @@ from facescale.sources.ahead import map_ahead
 from facescale.sources.containers import Scan, scan
 from facescale.sources.known import Known, Planned, read_shards
 from facescale.sources.plan_report import Change, PlanReport, describe_ignored
-from facescale.sources.uris import root_uri
-from facescale.sources.walk import MAX_PROBLEMS, Found, Problem, Tally, walk
+from facescale.sources.uris import format_of, root_uri
+from facescale.sources.walk import MAX_PROBLEMS, Found, KindOf, Problem, Tally, walk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from facescale.lake.lake import Lake
 
@@ -42,15 +42,42 @@ MAX_PART_BYTES = 4 << 30
 _THREADS = 8
 
 
-def check_source(src: str) -> None:
-    """Make sure that a source is there and holds something, before a lake is made for it. Stops at the first input.
+def check_source(src: str, inputs: Inputs | None = None) -> Found:
+    """Make sure that a source is there and holds something, before a lake is made for it.
+
+    Args:
+        src: as for plan_sources.
+        inputs: which files are input; None for images and containers of them.
+
+    Returns:
+        The first input.
 
     Raises:
         UsageError: it does not exist, cannot be read, or holds nothing of a known kind.
     """
-    tally = Tally()
-    if next(walk(src, tally), None) is None:
-        raise _empty(src, tally)
+    tally, wanted = Tally(), inputs or IMAGES
+    found = next(walk(src, tally, wanted.kind_of), None)
+    if found is None:
+        raise _empty(src, tally, wanted)
+    return found
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What counts as input.
+
+    Attributes:
+        kind_of: the format that a file's name promises; None for what is no input.
+        scan: looks into a container: (uri, format, granularity) in, what it holds out.
+        files: what is looked for, for messages.
+    """
+
+    kind_of: KindOf = format_of
+    scan: Callable[[str, str, int], Scan] = scan
+    files: str = "image, tar or Parquet file"
+
+
+IMAGES = Inputs()
 
 
 def plan_sources(
@@ -60,6 +87,7 @@ def plan_sources(
     accept_changes: bool = False,
     dry_run: bool = False,
     part_rows: int | None = None,
+    inputs: Inputs = IMAGES,
 ) -> PlanReport:
     """Compare a source with what is planned and freeze what is new.
 
@@ -74,6 +102,7 @@ def plan_sources(
         dry_run: count, but write nothing.
         part_rows: rows of a part, a power of two up to 8,192; None works it out: about 64 parts for a small
             input, 64 rows at least, 8,192 and 4 GiB at most.
+        inputs: which files are planned; images and containers of them by default.
 
     Raises:
         UsageError: the source does not exist, cannot be read, or holds no image; or `part_rows` is not allowed.
@@ -85,8 +114,8 @@ def plan_sources(
     if part_rows is not None and not (1 <= part_rows <= MAX_PART_ROWS and part_rows & (part_rows - 1) == 0):
         raise UsageError(f"part_rows is {part_rows}; it must be a power of two from 1 to {MAX_PART_ROWS:,}")
     tally = Tally()
-    planner = _Planner(lake, src, part_rows, accept_changes=accept_changes, dry_run=dry_run)
-    files = walk(src, tally)
+    planner = _Planner(lake, src, part_rows, inputs.scan, accept_changes=accept_changes, dry_run=dry_run)
+    files = walk(src, tally, inputs.kind_of)
     num_found = 0
     containers: list[tuple[Found, int | None]] = []
     while batch := list(itertools.islice(files, FILES_PER_SHARD)):
@@ -101,30 +130,38 @@ def plan_sources(
     report.ignored = dict(tally.ignored)
     report.problems, report.num_problems = tally.problems, tally.num_problems
     if not num_found and not report.num_vanished:
-        raise _empty(src, tally)
+        raise _empty(src, tally, inputs)
     if num_found and not report.new_members and not report.known_members:
         first = report.problems[0] if report.problems else Problem(src, "holds no image")
         raise UsageError(
-            f"{src} holds no image that can be planned; {report.num_problems} problems, first: "
-            f"{first.uri}: {first.what}"
+            f"{src} holds no {'image' if inputs is IMAGES else 'file'} that can be planned; {report.num_problems} "
+            f"problems, first: {first.uri}: {first.what}"
         )
     return report
 
 
-def _empty(src: str, tally: Tally) -> UsageError:
+def _empty(src: str, tally: Tally, inputs: Inputs) -> UsageError:
     seen = describe_ignored(dict(tally.ignored)) if tally.ignored else "nothing"
-    return UsageError(
-        f"{src} holds no image, tar or Parquet file; found there: {seen}. Give a folder of images, a tar, a Parquet "
-        "file with image bytes, or a folder of those"
-    )
+    give = "Give a folder of images, a tar, a Parquet file with image bytes, or a folder of those"
+    if inputs is not IMAGES:
+        give = "Give such a file, or a folder of those"
+    return UsageError(f"{src} holds no {inputs.files}; found there: {seen}. {give}")
 
 
 class _Planner:
     """Gathers new rows, decides part_rows, writes shards, and counts."""
 
     def __init__(
-        self, lake: Lake, src: str, part_rows: int | None, *, accept_changes: bool, dry_run: bool
+        self,
+        lake: Lake,
+        src: str,
+        part_rows: int | None,
+        look: Callable[[str, str, int], Scan],
+        *,
+        accept_changes: bool,
+        dry_run: bool,
     ) -> None:
+        self.look = look
         self.store, self.root = lake.store, root_uri(src)
         self.part_rows, self.accept, self.dry_run = part_rows, accept_changes, dry_run
         self.known = Known(lake.store, self.root)
@@ -184,7 +221,7 @@ class _Planner:
         """Look into tars and Parquet files and write each as a shard."""
         granularity = min(MIN_PART_ROWS, self.part_rows or MIN_PART_ROWS)
         scans = map_ahead(
-            lambda entry: scan(entry[0].uri, entry[0].format, granularity), files, threads=_THREADS
+            lambda entry: self.look(entry[0].uri, entry[0].format, granularity), files, threads=_THREADS
         )
         waiting: list[tuple[Found, int | None, Scan]] = []
         members, many = 0, False

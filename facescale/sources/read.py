@@ -2,7 +2,7 @@
 
 Every row comes out exactly once, whatever happened to its file: what cannot be read is a status, never an exception,
 so that each image of the plan gets its row in `images`. Reading runs ahead of the consumer in threads, within
-64 MiB. Called by vision.extract.
+64 MiB. Called by vision.extract; `attempt` by vector_rows.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -31,11 +31,12 @@ from facescale.sources.uris import filesystem, is_remote, member_uri, path_of_ur
 from facescale.sources.walk import stamp_differs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from facescale.lake.store import Store
     from facescale.sources.plan import SourcePart
 
+_T = TypeVar("_T")
 AHEAD_BYTES = 64 << 20
 _PARQUET_BATCH_ROWS = 16
 _CHANGED = "run again with --accept-changes to take the new content"
@@ -106,6 +107,33 @@ def read_part(store: Store, part: SourcePart, *, max_bytes: int, threads: int = 
         )
     members = _read_container(_container_source(store, part), part, max_bytes)
     return iterate_ahead(members, weigh=lambda member: len(member.data or b""), budget=AHEAD_BYTES)
+
+
+def attempt(source: Source, read: Callable[[], _T]) -> tuple[_T | None, tuple[str, str] | None]:
+    """Read something of a container, making sure that it is the file that was planned.
+
+    Args:
+        source: the container.
+        read: reads what is wanted.
+
+    Returns:
+        What was read and None; or None and the (status, detail) of what cannot be read.
+
+    Raises:
+        FacescaleError: what is no fault of the container's.
+    """
+    try:
+        _check_container(source)
+        return read(), None
+    except _BadSourceError as verdict:
+        status, detail = verdict.args
+        return None, (status, detail)
+    except (ContainerError, pa.ArrowException) as error:
+        return None, ("unreadable", f"{error}; replace the file, then run again with --accept-changes")
+    except FacescaleError:
+        raise
+    except OSError as error:
+        return None, _container_verdict(error, source)
 
 
 def _file_sources(store: Store, part: SourcePart) -> list[Source]:
@@ -194,6 +222,13 @@ def _storage_verdict(error: Exception) -> tuple[str, str]:
     return "transient", f"{reason}; run again with --retry-failed"
 
 
+def _container_verdict(error: Exception, source: Source) -> tuple[str, str]:
+    # Arrow reports pages that it cannot decode as an OSError without a number; so may remote storage a hiccup.
+    if type(error) is OSError and error.errno is None and not is_remote(source.uri):
+        return "unreadable", f"damaged ({error}); replace the file, then run again with --accept-changes"
+    return _storage_verdict(error)
+
+
 def _read_container(source: Source, part: SourcePart, max_bytes: int) -> Iterator[Member]:
     """Members of a part of a tar or Parquet file; when it breaks off, the rest of the rows with a status."""
     key = part.key
@@ -219,11 +254,7 @@ def _read_container(source: Source, part: SourcePart, max_bytes: int) -> Iterato
     except FacescaleError:
         raise
     except Exception as error:
-        status, detail = _storage_verdict(error)
-        # Arrow reports pages that it cannot decode as an OSError without a number; so may remote storage a hiccup.
-        if type(error) is OSError and error.errno is None and not is_remote(source.uri):
-            status = "unreadable"
-            detail = f"damaged ({error}); replace the file, then run again with --accept-changes"
+        status, detail = _container_verdict(error, source)
     for left in range(row, end):
         yield Member(left, member_uri(source.uri, f"row={left}"), None, status, detail)
 

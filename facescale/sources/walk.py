@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from operator import itemgetter
@@ -92,12 +93,17 @@ class Tally:
         self.ignored[f".{extension}" if extension and extension.isascii() else "(no extension)"] += 1
 
 
-def walk(src: str, tally: Tally) -> Iterator[Found]:
+KindOf = Callable[[str | bytes], str | None]
+"""The format that a file's name promises; None for what is no input."""
+
+
+def walk(src: str, tally: Tally, kind_of: KindOf = format_of) -> Iterator[Found]:
     """List a source.
 
     Args:
         src: local path or fsspec URL of a folder, image, tar or Parquet file.
         tally: gets what is not input.
+        kind_of: which files are input.
 
     Yields:
         Files in the byte order of their uri.
@@ -107,7 +113,7 @@ def walk(src: str, tally: Tally) -> Iterator[Found]:
     """
     root = root_uri(src)
     if is_remote(root):
-        yield from _walk_remote(root, tally)
+        yield from _walk_remote(root, tally, kind_of)
         return
     path = path_of_uri(root)
     try:
@@ -117,13 +123,17 @@ def walk(src: str, tally: Tally) -> Iterator[Found]:
     except OSError as error:
         raise UsageError(f"{src} cannot be read: {error.strerror}; grant access to it") from None
     if stat.S_ISDIR(info.st_mode):
-        yield from _walk_folder(path, tally)
+        yield from _walk_folder(path, tally, kind_of)
         return
-    yield Found(root, _input_format(src, root), info.st_size, str(info.st_mtime_ns))
+    yield Found(root, _input_format(src, root, kind_of), info.st_size, str(info.st_mtime_ns))
 
 
-def _input_format(src: str, name: str) -> str:
-    kind = format_of(name)
+def _input_format(src: str, name: str, kind_of: KindOf) -> str:
+    kind = kind_of(name)
+    if kind is None and kind_of is not format_of:
+        raise UsageError(
+            f"{src} is no file of this kind by its name; facescale import reads .parquet, .npy and .bin"
+        )
     if kind is None:
         raise UsageError(
             f"{src} is no image, .tar or .parquet file by its name; give a folder, a tar or a Parquet file"
@@ -131,20 +141,22 @@ def _input_format(src: str, name: str) -> str:
     return kind
 
 
-def _walk_folder(top: bytes, tally: Tally) -> Iterator[Found]:
+def _walk_folder(top: bytes, tally: Tally, kind_of: KindOf) -> Iterator[Found]:
     """Depth first with a stack of its own: trees can be deeper than Python recurses."""
-    stack = [_entries(top, tally, is_top=True)]
+    stack = [_entries(top, tally, kind_of, is_top=True)]
     while stack:
         for name, found in stack[-1]:
             if found is None:
-                stack.append(_entries(name, tally, is_top=False))
+                stack.append(_entries(name, tally, kind_of, is_top=False))
                 break
             yield found
         else:
             stack.pop()
 
 
-def _entries(folder: bytes, tally: Tally, *, is_top: bool) -> Iterator[tuple[bytes, Found | None]]:
+def _entries(
+    folder: bytes, tally: Tally, kind_of: KindOf, *, is_top: bool
+) -> Iterator[tuple[bytes, Found | None]]:
     """Input files (path, Found) and folders to go down (path, None) of one folder, sorted."""
     try:
         with os.scandir(folder) as listing:
@@ -173,13 +185,13 @@ def _entries(folder: bytes, tally: Tally, *, is_top: bool) -> Iterator[tuple[byt
         elif key.endswith(b"/"):
             yield entry.path, None
         else:
-            found = _local_file(entry, tally)
+            found = _local_file(entry, tally, kind_of)
             if found is not None:
                 yield entry.path, found
 
 
-def _local_file(entry: os.DirEntry[bytes], tally: Tally) -> Found | None:
-    kind = format_of(entry.name)
+def _local_file(entry: os.DirEntry[bytes], tally: Tally, kind_of: KindOf) -> Found | None:
+    kind = kind_of(entry.name)
     try:
         info = entry.stat()
     except OSError:
@@ -196,7 +208,7 @@ def _local_file(entry: os.DirEntry[bytes], tally: Tally) -> Found | None:
     return None
 
 
-def _walk_remote(root: str, tally: Tally) -> Iterator[Found]:
+def _walk_remote(root: str, tally: Tally, kind_of: KindOf) -> Iterator[Found]:
     protocol = root.partition("://")[0]
     fs = filesystem(protocol)
     path = fs._strip_protocol(root)
@@ -207,13 +219,13 @@ def _walk_remote(root: str, tally: Tally) -> Iterator[Found]:
     if info["type"] == "file":
         # As a listing tells it, so that it is the same file when its folder is the source.
         info = next((entry for entry in fs.ls(path, detail=True) if entry["name"] == info["name"]), info)
-        yield Found(root, _input_format(root, root), int(info.get("size") or 0), remote_stamp(info))
+        yield Found(root, _input_format(root, root, kind_of), int(info.get("size") or 0), remote_stamp(info))
         return
-    stack = [_remote_entries(fs, path, tally, is_top=True)]
+    stack = [_remote_entries(fs, path, tally, kind_of, is_top=True)]
     while stack:
         for name, found in stack[-1]:
             if found is None:
-                stack.append(_remote_entries(fs, name, tally, is_top=False))
+                stack.append(_remote_entries(fs, name, tally, kind_of, is_top=False))
                 break
             yield found
         else:
@@ -221,7 +233,7 @@ def _walk_remote(root: str, tally: Tally) -> Iterator[Found]:
 
 
 def _remote_entries(
-    fs: Any, folder: str, tally: Tally, *, is_top: bool
+    fs: Any, folder: str, tally: Tally, kind_of: KindOf, *, is_top: bool
 ) -> Iterator[tuple[str, Found | None]]:
     """As _entries, for an fsspec file system; an object store's listing of one prefix is held (1 KB a file)."""
     try:
@@ -251,7 +263,7 @@ def _remote_entries(
             tally.ignored["(hidden)"] += 1
         elif info["type"] == "directory":
             yield info["name"], None
-        elif (kind := format_of(name)) is None:
+        elif (kind := kind_of(name)) is None:
             tally.ignore(name)
         else:
             uri = fs.unstrip_protocol(info["name"])

@@ -161,7 +161,8 @@ def test_every_status_has_a_remedy() -> None:
     (status,) = [column for column in table_spec("images").columns if column.name == "status"]
     assert {*GOOD, *REMEDIES} == set(status.values)
     shown = {file.becomes for file in FILES}
-    elsewhere = {"transient", "poison", "source_changed", "too_many_faces"}
+    imported = {"same_image", "wrong_dimension", "wrong_type", "not_finite", "zero_vector"}
+    elsewhere = {"transient", "poison", "source_changed", "too_many_faces"} | imported
     assert shown | elsewhere == {*GOOD, *REMEDIES}
 
 

@@ -16,7 +16,7 @@ from facescale.config.job import JobConfig
 from facescale.curate import calibration as calibrations
 from facescale.curate.duplicates import representatives
 from facescale.curate.neighbors import NeighborsInputs, NeighborsSettings, NeighborsStage
-from facescale.driver import calibrate, dry_run
+from facescale.driver import calibrate, dry_run, re_encoding
 from facescale.driver.context import SilentReporter
 from facescale.errors import InfrastructureError, UsageError
 from facescale.lake.ids import image_id_of, make_face_id, make_image_id
@@ -184,7 +184,7 @@ def test_calibration_stores_the_quality_gate(tmp_path: Path, monkeypatch: pytest
     """A quantile of the qualities that are known; None where none is, as in a lake of an earlier release."""
     vectors, quality = people(200, 128, spread=0.1), np.linspace(0.2, 0.9, 200)
     quality[::7] = np.nan
-    monkeypatch.setattr(calibrate, "_re_encoded", lambda *arguments: np.ones(3))
+    monkeypatch.setattr(re_encoding, "_re_encoded", lambda *arguments: np.ones(3))
     names = np.array([f"person {row // 10}" for row in range(200)], object)
     for measured in (quality, None):
         lake, ids = make_lake(tmp_path / f"lake{measured is None}", vectors)

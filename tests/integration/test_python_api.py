@@ -30,9 +30,15 @@ from facescale.lake.parts import TableVersion
 from facescale.pipeline import JOBS
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = ("facescale.api.jobs", "facescale.api.lake", "facescale.api.questions", "facescale.driver.searcher")
+MODULES = (
+    "facescale.api.imports",
+    "facescale.api.jobs",
+    "facescale.api.lake",
+    "facescale.api.questions",
+    "facescale.driver.searcher",
+)
 # A package has the name of these jobs, and it would take the name's place once it is imported.
-OTHER_NAMES = {"index": "build_index", "report": "write_report"}
+OTHER_NAMES = {"index": "build_index", "report": "write_report", "import": "import_embeddings"}
 FUNCTIONS = {name: name for name in JOBS} | OTHER_NAMES
 EXAMPLES = [
     example
