@@ -224,7 +224,7 @@ def require_calibration(embedder: str, lake: Lake) -> Calibration:
             f"{lake.uri} --embedder {embedder}`"
         )
     made_by = (lake.describe_version(version) or {}).get("settings", {}).get("embedder_sha256")
-    if None not in (made_by, found.weights_sha256) and made_by != found.weights_sha256:
+    if not _same_weights(embedder, made_by, found.weights_sha256):
         raise MismatchError(
             f"{lake.uri}: {version.folder} was made with weights {made_by[:12]}, and {embedder} was calibrated with "
             f"{(found.weights_sha256 or '')[:12]}: run `facescale calibrate {lake.uri} --embedder {embedder}`"
@@ -293,6 +293,14 @@ def parse_calibration(data: bytes, *, where: str) -> Calibration:
         )
     except (KeyError, TypeError, ValueError, AttributeError, FacescaleError) as error:
         raise CorruptError(f"{where} is no valid calibration ({error}); {remedy}") from error
+
+
+def _same_weights(embedder: str, first: str | None, second: str | None) -> bool:
+    """Whether two digests are of one model's weights: equal, unknown, or files of its card for two backends."""
+    if first is None or second is None or first == second:
+        return True
+    known = [entry.digests for entry in cards("embedder") if entry.name == embedder]
+    return any({first, second} <= digests for digests in known)
 
 
 def _check_model(calibration: Calibration, embedder: str) -> None:

@@ -115,9 +115,19 @@ def run_calibrate(lake_uri: str, settings: CalibrateSettings, reporter: Reporter
         "fold": "all" if settings.fold is None else settings.fold,
         "left_out": left_out,
         "detection": _made_by(
-            lake, versions["faces"], ("detector", "landmarker", "min_face_px", "precision", "quality_scorer")
+            lake,
+            versions["faces"],
+            (
+                "detector",
+                "det_threshold",
+                "landmarker",
+                "landmark_scheme",
+                "min_face_px",
+                "precision",
+                "quality_scorer",
+            ),
         ),
-        "embedding": _made_by(lake, versions["embeddings"], ("pixels", "precision")),
+        "embedding": _made_by(lake, versions["embeddings"], ("pixels", "precision", "backend")),
         "re_encode": how,
         "min_quality": f"quantile {MIN_QUALITY_QUANTILE} of faces.quality"
         if quality is not None
