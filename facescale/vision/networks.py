@@ -1,28 +1,36 @@
 """A card in, a network that runs out: tensors to named tensors, in torch or in ONNX Runtime.
 
 The one place that knows how weights files are opened. Detectors and embedders (facescale.vision.registry) prepare the
-input, call the network and read what comes out, and do not care what ran it.
+input, call the network and read what comes out, and do not care what ran it. What runs them is in
+facescale.vision.torch_network and onnx_network.
 
 Shape legend: B images of a batch, H and W height and width of the network's input.
 """
 
 from __future__ import annotations
 
+import os
+import warnings
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
 import torch
 
 from facescale.errors import CorruptError, MismatchError, MissingExtraError, UsageError
 from facescale.models.weights import find_weights, verify
-from facescale.vision.precision import DTYPES, exact_convolutions
+from facescale.vision.onnx_network import OnnxNetwork
+from facescale.vision.torch_network import TorchNetwork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
+    from pathlib import Path
 
     from facescale.models.card import ModelCard
 
     Build = Callable[[ModelCard], torch.nn.Module]
+
+TRUST_VARIABLE = "FACESCALE_TRUST"
+ACCELERATIONS = ("none", "compile", "cuda_graphs", "tensorrt")
+"""compile: torch.compile; cuda_graphs: recorded once, replayed; tensorrt: ONNX Runtime's TensorRT provider."""
 
 
 class Network(Protocol):
@@ -60,8 +68,20 @@ def normalize(pixels: torch.Tensor, card: ModelCard) -> torch.Tensor:
     return values.permute(0, 3, 1, 2)
 
 
+def trust_files(trust: bool) -> None:
+    """Let this process, and those it starts, open files that can run code; False leaves what the environment says."""
+    if trust:
+        os.environ[TRUST_VARIABLE] = "1"
+
+
 def load_network(
-    card: ModelCard, *, device: torch.device, precision: str = "fp32", build: Build | None = None
+    card: ModelCard,
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+    build: Build | None = None,
+    accelerate: str = "none",
+    batch: int | None = None,
 ) -> Network:
     """Open the weights of a card.
 
@@ -70,16 +90,23 @@ def load_network(
         device: where to run.
         precision: of weights and activations; ONNX files run as they are, in fp32 only.
         build: makes the module that a state dict or safetensors file is loaded into; its forward returns a tensor or
-            a mapping of names to tensors.
+            a mapping of names to tensors. Not needed for files that bring their own network.
+        accelerate: one of ACCELERATIONS.
+        batch: images of a batch, the most that a call brings; compile and cuda_graphs pad smaller ones to it.
 
     Raises:
-        UsageError: no weights, a precision or a device that the file's backend cannot do.
+        UsageError: no weights, a precision, device or acceleration that the file's backend cannot do, or a file that
+            can run code and is not trusted.
         MissingExtraError: the file needs a package that is not installed.
         MismatchError: the weights do not fit the architecture.
         CorruptError: the file is not that of the card.
     """
     if card.format == "onnx":
-        return OnnxNetwork(card, device=device, precision=precision)
+        return OnnxNetwork(card, device=device, precision=precision, accelerate=accelerate)
+    options: dict[str, Any] = {"device": device, "precision": precision, "name": card.name}
+    options |= {"accelerate": accelerate, "batch": batch}
+    if card.format in ("torchscript", "exported"):
+        return TorchNetwork(_read_program(card), **options)
     if card.format not in ("state_dict", "safetensors") or build is None:
         raise UsageError(
             f"model {card.name!r}: architecture {card.architecture!r} does not run files of format {card.format!r}"
@@ -93,131 +120,85 @@ def load_network(
             f"model {card.name!r}: the weights do not fit the architecture {card.architecture!r} of its card: "
             f"{' '.join(str(error).split())[:400]}"
         ) from error
-    return TorchNetwork(module, device=device, precision=precision)
+    return TorchNetwork(module, **options)
 
 
 def read_state(card: ModelCard) -> dict[str, torch.Tensor]:
-    """Tensors of a state dict or safetensors file, by name; a leading "module." of DataParallel is dropped.
+    """Tensors of a state dict or safetensors file, by name.
+
+    A leading "module." of DataParallel is dropped. Options of the card: `prefix`, one or several: only the tensors
+    below the first of them that is there are taken, without it ("model."); `ignore`: beginnings of names that are not
+    needed (["logits."]), looked at afterwards.
 
     Raises:
         CorruptError: the file is not that of the card, or not a file of tensors (nothing in it is executed).
+        MismatchError: no tensor has one of the card's prefixes.
     """
     path = find_weights(card)
     verify(card, path)
+    state = _read_tensors(card, path)
+    for key in ("state_dict", "model", "model_state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict):
+        raise CorruptError(f"{path}: expected tensors by name, got {type(state).__name__}")
+    state = {name.removeprefix("module."): value for name, value in state.items()}
+    prefixes = card.options.get("prefix", ())
+    prefixes = (prefixes,) if isinstance(prefixes, str) else tuple(prefixes)
+    if prefixes:
+        found = next((p for p in prefixes if any(name.startswith(p) for name in state)), None)
+        if found is None:
+            raise MismatchError(
+                f"{path}: no tensor of model {card.name!r} begins with {' or '.join(map(repr, prefixes))}, as the "
+                f"option prefix of its card says; the first is {next(iter(state), None)!r}"
+            )
+        state = {name.removeprefix(found): value for name, value in state.items() if name.startswith(found)}
+    ignored = tuple(card.options.get("ignore", ()))
+    return {name: value for name, value in state.items() if not name.startswith(ignored or ("\0",))}
+
+
+def _read_tensors(card: ModelCard, path: Path) -> Any:
     if card.format == "safetensors":
         try:
             from safetensors.torch import load_file
         except ImportError as error:
             raise MissingExtraError("safetensors", "train", f"the model {card.name!r}") from error
-        state: Any = load_file(path)
-    else:
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle and zip errors of many kinds
-            raise CorruptError(f"{path}: not a file of tensors that can be read safely: {error}") from error
-    for key in ("state_dict", "model", "model_state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    return {name.removeprefix("module."): value for name, value in state.items()}
+            return load_file(path)
+        except Exception as error:  # its own exception type has no base but Exception
+            raise CorruptError(f"{path}: not a safetensors file: {error}") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=not _is_trusted())
+    except Exception as error:  # pickle and zip errors of many kinds
+        # torch's advice on its own arguments stands between its first words and the reason.
+        reason = " ".join(str(error).rpartition("WeightsUnpickler error: ")[2].split())[:200]
+        raise CorruptError(
+            f"{path}: not a file of tensors that can be read safely: {reason}; if it holds more than tensors and you "
+            "trust where it came from, --trust reads it, and runs what it brings"
+        ) from error
 
 
-class TorchNetwork:
-    """A module in inference mode, channels last.
-
-    Args:
-        module: with its weights loaded.
-        device: where to run.
-        precision: a key of facescale.vision.precision.DTYPES.
-    """
-
-    def __init__(self, module: torch.nn.Module, *, device: torch.device, precision: str) -> None:
-        self.device, self._dtype = device, DTYPES[precision]
-        self.module = module.eval().requires_grad_(False).to(device, self._dtype)
-        for values in [*self.module.parameters(), *self.module.buffers()]:
-            if values.dim() == 4:
-                values.data = values.data.contiguous(memory_format=torch.channels_last)
-
-    def __call__(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Run a batch; see Network."""
-        with torch.inference_mode(), exact_convolutions(self.device):
-            found: torch.Tensor | Mapping[str, torch.Tensor] = self.module(batch.to(self._dtype))
-        named = {"output": found} if isinstance(found, torch.Tensor) else found
-        return {name: values.float() for name, values in named.items()}
-
-
-class OnnxNetwork:
-    """An ONNX file in ONNX Runtime.
-
-    Threads are torch's of this process: both then keep within what the engine gave the worker.
-
-    Args:
-        card: of an ONNX file.
-        device: "cpu", or "cuda" with a CUDA build of ONNX Runtime.
-        precision: "fp32".
-    """
-
-    def __init__(self, card: ModelCard, *, device: torch.device, precision: str = "fp32") -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtraError("onnxruntime", "onnx", f"the model {card.name!r}") from error
-        if precision != "fp32":
-            raise UsageError(
-                f"model {card.name!r} is an ONNX file and runs in fp32, not {precision}: leave --precision out, or "
-                "choose --backend torch where the model has it"
-            )
-        path = find_weights(card)
-        verify(card, path)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Spinning threads take the cores from the other workers while they wait.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        self.device = device
-        try:
-            self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=_providers(card, device)
-            )
-        except Exception as error:  # its own exception types share no base
-            raise CorruptError(f"{path}: ONNX Runtime cannot load it: {error}") from error
-        self._input = self.session.get_inputs()[0].name
-        self._outputs = [output.name for output in self.session.get_outputs()]
-
-    def __call__(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Run a batch; see Network."""
-        if self.device.type == "cuda":
-            return self._on_cuda(batch)
-        found = self.session.run(self._outputs, {self._input: batch.contiguous().numpy()})
-        return {name: torch.from_numpy(values) for name, values in zip(self._outputs, found, strict=True)}
-
-    def _on_cuda(self, batch: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Bind input and outputs where they are: nothing crosses the bus but what the caller reads."""
-        batch = batch.contiguous()
-        binding = self.session.io_binding()
-        index = batch.device.index or 0
-        binding.bind_input(self._input, "cuda", index, np.float32, tuple(batch.shape), batch.data_ptr())
-        for name in self._outputs:
-            binding.bind_output(name, "cuda", index)
-        torch.cuda.current_stream(batch.device).synchronize()
-        self.session.run_with_iobinding(binding)
-        found = zip(self._outputs, binding.get_outputs(), strict=True)
-        return {name: torch.utils.dlpack.from_dlpack(value._ortvalue).clone() for name, value in found}
-
-
-def _providers(card: ModelCard, device: torch.device) -> list[Any]:
-    """Execution providers for a device.
-
-    Raises:
-        UsageError: the installed ONNX Runtime has no CUDA; running on the CPU instead would look like success.
-    """
-    import onnxruntime
-
-    if device.type == "cpu":
-        return ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+def _read_program(card: ModelCard) -> torch.nn.Module:
+    """Open a TorchScript file or an exported program: both bring a network, and torch unpickles parts of both."""
+    path = find_weights(card)
+    verify(card, path)
+    if not _is_trusted():
         raise UsageError(
-            f"model {card.name!r} is an ONNX file and this ONNX Runtime has no CUDA: pip install onnxruntime-gpu in "
-            "place of onnxruntime, or choose --backend torch where the model has it, or --device cpu"
+            f"model {card.name!r} is a {card.format} file, which can run code when it is opened: if you trust where "
+            f"it came from ({card.source}), add --trust"
         )
-    return [("CUDAExecutionProvider", {"device_id": device.index or 0})]
+    try:
+        if card.format == "exported":
+            return torch.export.load(str(path)).module()
+        with warnings.catch_warnings():
+            warnings.simplefilter(
+                "ignore", DeprecationWarning
+            )  # files of this format will be around for years
+            script: torch.nn.Module = torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
+    except Exception as error:  # of many kinds
+        raise CorruptError(f"{path}: torch cannot load this {card.format} file: {error}") from error
+    return script
+
+
+def _is_trusted() -> bool:
+    return os.environ.get(TRUST_VARIABLE) == "1"

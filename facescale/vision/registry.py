@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from facescale.errors import UsageError
 from facescale.models.registry import card as find_card
+from facescale.vision.backbones import BACKBONES
 
 if TYPE_CHECKING:
     import torch
@@ -226,7 +227,7 @@ def _yunet(card: ModelCard, **options: Any) -> Detector:
     return yunet.load(card, **options)
 
 
-def _mobilefacenet(card: ModelCard, **options: Any) -> Embedder:
+def _network(card: ModelCard, **options: Any) -> Embedder:
     from facescale.vision import embedder
 
     return embedder.load(card, **options)
@@ -255,8 +256,11 @@ _DETECTORS: dict[str, DetectorFactory] = {"dlib_mmod": _dlib_mmod, "yunet": _yun
 _LANDMARKERS: dict[str, LandmarkerFactory] = {"dlib_ert": _dlib_ert}
 _EMBEDDERS: dict[str, EmbedderFactory] = {
     "dlib_resnet": _dlib_resnet,
-    "mobilefacenet": _mobilefacenet,
-    "onnx": _mobilefacenet,
+    # Files that bring their own network; the others are state dicts of known ones, or ONNX files made from them.
+    "onnx": _network,
+    "torchscript": _network,
+    "exported": _network,
+    **dict.fromkeys(BACKBONES, _network),
 }
 
 
