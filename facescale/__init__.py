@@ -32,6 +32,7 @@ __all__ = [
     "errors",
     "evaluate_cleaning",
     "evaluate_clusters",
+    "export",
     "extract",
     "import_embeddings",
     "neighbors",
@@ -42,6 +43,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from facescale import errors
+    from facescale.api.export import export
     from facescale.api.imports import import_embeddings
     from facescale.api.jobs import (
         build_index,
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
 else:
     # Where each name comes from. Not seen by type checkers, so that they know these names and no others.
     _NAMES = {
+        "facescale.api.export": "export",
         "facescale.api.imports": "import_embeddings",
         "facescale.api.jobs": "build_index clean cluster dedup embed extract neighbors run write_report",
         "facescale.api.lake": "Lake",

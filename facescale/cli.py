@@ -6,17 +6,17 @@ Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 too many inputs failed
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
 from facescale.bench.cli import bench_app
 from facescale.cli_curate import register as register_curate
+from facescale.cli_export import register as register_export
 from facescale.cli_options import (
     AcceptChanges,
     Address,
@@ -59,7 +59,7 @@ from facescale.cli_options import (
     Verbose,
     WeightsDir,
     Workers,
-    set_up_logging,
+    run_job_command,
 )
 from facescale.cli_report import NoReport
 from facescale.cli_report import register as register_report
@@ -83,6 +83,7 @@ app = typer.Typer(
 register(app)
 register_curate(app)
 register_report(app)
+register_export(app)
 app.add_typer(bench_app, name="bench")
 
 
@@ -131,7 +132,7 @@ def run(
         "index.recall": recall,
         "index.memory_gib": memory_gib,
     }
-    _job("run", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
+    run_job_command("run", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
 
 
 @app.command()
@@ -165,7 +166,9 @@ def extract(
     verbose: Verbose = False,
 ) -> None:
     """Read images, detect, align and embed their faces: images, faces, crops and embeddings."""
-    _job("extract", config, _overrides(locals()), dry_run=dry_run, json_output=json_output, verbose=verbose)
+    run_job_command(
+        "extract", config, _overrides(locals()), dry_run=dry_run, json_output=json_output, verbose=verbose
+    )
 
 
 @app.command(name="import")
@@ -214,7 +217,9 @@ def embed(
     verbose: Verbose = False,
 ) -> None:
     """Embed the stored crops with another model; nothing is detected again."""
-    _job("embed", config, _overrides(locals()), dry_run=dry_run, json_output=json_output, verbose=verbose)
+    run_job_command(
+        "embed", config, _overrides(locals()), dry_run=dry_run, json_output=json_output, verbose=verbose
+    )
 
 
 @app.command()
@@ -229,7 +234,7 @@ def dedup(
 ) -> None:
     """Find identical and nearly identical images; one of each group is kept, and the best."""
     overrides = _overrides(locals()) | {"dedup.max_distance": max_distance}
-    _job("dedup", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
+    run_job_command("dedup", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
 
 
 @app.command()
@@ -255,7 +260,7 @@ def neighbors(
         "neighbors.k": k,
         "neighbors.memory_gib": base_memory_gib,
     }
-    _job("neighbors", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
+    run_job_command("neighbors", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
 
 
 @app.command()
@@ -270,7 +275,7 @@ def cluster(
 ) -> None:
     """Find the faces that show one person, without labels; needs neighbors."""
     overrides = _overrides(locals()) | {"cluster.embedder": embedder, "cluster.max_size": max_size}
-    _job("cluster", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
+    run_job_command("cluster", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
 
 
 @app.command()
@@ -290,7 +295,7 @@ def clean(
         "clean.method": method,
         "clean.preset": preset,
     }
-    _job("clean", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
+    run_job_command("clean", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
 
 
 @app.command()
@@ -321,39 +326,7 @@ def index(
         "engine.address": address,
         "extract.plugins": tuple(plugin) if plugin else None,
     }
-    _job("index", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
-
-
-def _job(
-    job: str,
-    config_file: str | None,
-    overrides: dict[str, Any],
-    *,
-    dry_run: bool,
-    json_output: bool,
-    verbose: bool,
-) -> None:
-    from facescale import console, pipeline
-    from facescale.config.job import JobConfig
-    from facescale.config.load import load_config
-
-    set_up_logging(verbose)
-    config = load_config(JobConfig, file=config_file, overrides=overrides)
-    out, reporter = console.make_console(json_output=json_output)
-    if dry_run:
-        plan = pipeline.dry_run(job, config)
-        console.print_json(plan) if json_output else console.print_plan(out, plan)
-        return
-    try:
-        # Ray prints on stdout when a worker dies; that is for the answer.
-        with contextlib.redirect_stdout(sys.stderr):
-            summary = pipeline.run_job(job, config, reporter)
-    except KeyboardInterrupt:
-        reporter.finish()
-        reporter.say(f"stopped; finished parts are kept. To resume, run the same command again ({job})")
-        raise
-    console.print_json(summary) if json_output else console.print_summary(out, summary)
-    raise typer.Exit(summary.exit_code)
+    run_job_command("index", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:

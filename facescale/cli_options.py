@@ -1,12 +1,16 @@
-"""Arguments and options that commands share, and the one place that sets up logging."""
+"""What commands share: arguments and options, logging, and how every job goes on once its flags are parsed."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Src = Annotated[str, typer.Argument(help="Folder, tar or Parquet file of images, or an fsspec URL.")]
 EmbeddingsSrc = Annotated[
@@ -84,3 +88,45 @@ def set_up_logging(verbose: bool) -> None:
     level = logging.DEBUG if verbose else logging.WARNING
     logging.basicConfig(format="%(asctime)s %(name)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("facescale").setLevel(level)
+
+
+def run_job_command(
+    job: str,
+    config_file: str | None,
+    overrides: Mapping[str, Any],
+    *,
+    dry_run: bool,
+    json_output: bool,
+    verbose: bool,
+) -> None:
+    """Run a job of facescale.pipeline.JOBS, or print its plan, and exit with its code.
+
+    Args:
+        job: which.
+        config_file: YAML file, if any.
+        overrides: dotted path of a setting → value from a flag; None is not given.
+        dry_run: print the plan only.
+        json_output: print one JSON document.
+        verbose: log what happens.
+    """
+    from facescale import console, pipeline
+    from facescale.config.job import JobConfig
+    from facescale.config.load import load_config
+
+    set_up_logging(verbose)
+    config = load_config(JobConfig, file=config_file, overrides=overrides)
+    out, reporter = console.make_console(json_output=json_output)
+    if dry_run:
+        plan = pipeline.dry_run(job, config)
+        console.print_json(plan) if json_output else console.print_plan(out, plan)
+        return
+    try:
+        # Ray prints on stdout when a worker dies; that is for the answer.
+        with contextlib.redirect_stdout(sys.stderr):
+            summary = pipeline.run_job(job, config, reporter)
+    except KeyboardInterrupt:
+        reporter.finish()
+        reporter.say(f"stopped; finished parts are kept. To resume, run the same command again ({job})")
+        raise
+    console.print_json(summary) if json_output else console.print_summary(out, summary)
+    raise typer.Exit(summary.exit_code)

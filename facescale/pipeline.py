@@ -78,6 +78,12 @@ STAGES = (
     ),
     StageInfo("index", ("embeddings",), ("index",), "FAISS or hnswlib shards, with recall measured"),
     StageInfo("report", ("every table",), ("report.html",), "one page: counts, histograms, contact sheets"),
+    StageInfo(
+        "export",
+        ("decisions, clusters or labels", "faces", "crops", "images", "duplicates"),
+        (),
+        "a training set: aligned chips in shards, class ids, a data card",
+    ),
     StageInfo("search", ("index", "embeddings", "faces", "images", "labels"), (), "nearest faces of a query"),
 )
 
@@ -86,7 +92,7 @@ def describe() -> str:
     """The stages in data order, one line each."""
     lines = []
     for stage in STAGES:
-        arrow = f"{', '.join(stage.reads)} → {', '.join(stage.writes) or 'table on screen, Parquet'}"
+        arrow = f"{', '.join(stage.reads)} → {', '.join(stage.writes) or 'nothing in the lake'}"
         lines.append(f"{stage.name:8} {arrow:48} {stage.does}")
     return "\n".join(lines)
 
@@ -150,6 +156,12 @@ def _report(context: JobContext) -> list[StageSummary]:
     return [run_report(context)]
 
 
+def _export(context: JobContext) -> list[StageSummary]:
+    from facescale.driver.export import run_export
+
+    return [run_export(context)]
+
+
 def _run(context: JobContext) -> list[StageSummary]:
     """Every stage; those that need thresholds only for an embedder that is calibrated, since the others need none."""
     from facescale.driver.neighbors import is_calibrated
@@ -193,6 +205,7 @@ JOBS: Mapping[str, Callable[[JobContext], list[StageSummary]]] = {
     "clean": _clean,
     "index": _index,
     "report": _report,
+    "export": _export,
 }
 """Jobs by name: what `facescale NAME` and `python -m jobs.NAME` run."""
 

@@ -9,6 +9,7 @@ from facescale.config.clean import CleanConfig
 from facescale.config.cluster import ClusterConfig
 from facescale.config.curate import DedupConfig, NeighborsConfig
 from facescale.config.engine import EngineConfig
+from facescale.config.export import ExportConfig
 from facescale.config.extract import ExtractConfig, LabelsConfig
 from facescale.config.imports import ImportConfig
 from facescale.config.index import IndexConfig
@@ -53,6 +54,9 @@ class JobConfig(Config):
 
     report: ReportConfig = ReportConfig()
     """The page about it all."""
+
+    export: ExportConfig = ExportConfig()
+    """A training set out of the lake."""
 
     engine: EngineConfig = EngineConfig()
     """Workers and devices."""

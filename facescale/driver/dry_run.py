@@ -110,6 +110,9 @@ def plan_job(job: str, config: JobConfig) -> DryRun:
         plan.stages.append(
             PlannedStage("report", ["report"], 1 - done, int(done), 0 if done else REPORT_BYTES, note)
         )
+    if job == "export":
+        note = f"{config.export.format} to {config.export.out}; which faces is decided when it runs"
+        plan.stages.append(PlannedStage("export", [], 1, 0, _faces(lake, plan.images) * CROP_BYTES, note))
     return plan
 
 
