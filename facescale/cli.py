@@ -195,7 +195,7 @@ def import_embeddings(
 ) -> None:
     """Make a lake of embeddings that another program made; every later job takes it, but for those on photographs."""
     overrides = _overrides(locals()) | {"imports.model": model, "imports.column": column, "imports.dim": dim}
-    _job("import", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
+    run_job_command("import", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
 
 
 @app.command()
