@@ -69,6 +69,10 @@ class CorruptError(FacescaleError):
     """Something in the lake, or a weights file, is damaged."""
 
 
+class DownloadError(FacescaleError):
+    """A server does not have the weights, refuses them or gives something else; asking again is useless."""
+
+
 class TransientError(FacescaleError):
     """Storage or network failed in a way that resubmitting can mend."""
 

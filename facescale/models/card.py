@@ -116,6 +116,8 @@ class ModelCard:
             object.__setattr__(self, "format", suffix)
         checks = {
             "name": re.fullmatch(r"[a-z0-9_]+", self.name) is not None,
+            "file": self.file.rpartition("/")[2] not in ("", ".", ".."),
+            "urls": all(url.startswith(("https://", "http://")) for url in self.urls),
             "task": self.task in TASKS,
             "channel_order": self.channel_order in CHANNEL_ORDERS,
             "format": self.format in FORMATS,
@@ -236,13 +238,22 @@ def parse_card(text: str, *, where: str) -> ModelCard:
     Raises:
         UsageError: the text is not YAML, or not a valid card.
     """
+    return card_from_mapping(parse_mapping(text, where=where), where=where)
+
+
+def parse_mapping(text: str, *, where: str) -> dict[str, Any]:
+    """The fields of a YAML card as they stand there, unchecked; `where` names it in messages.
+
+    Raises:
+        UsageError: the text is not YAML, or no mapping.
+    """
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"{where}: not a YAML file: {error}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{where}: a model card is a mapping of fields, got {type(values).__name__}")
-    return card_from_mapping(values, where=where)
+    return values
 
 
 def _coerce(value: Any, annotation: str, where: str) -> Any:
