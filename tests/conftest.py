@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,11 @@ os.environ.setdefault(
 
 if _root := os.environ.get("FACESCALE_TEST_DATA"):
     os.environ.setdefault("FACESCALE_WEIGHTS", str(Path(_root) / "models"))
+# No test needs the network, and none may see or touch the models of whoever runs it.
+os.environ.setdefault("FACESCALE_OFFLINE", "1")
+os.environ["FACESCALE_CACHE"] = os.environ["FACESCALE_CARDS"] = str(
+    Path(tempfile.gettempdir()) / f"facescale-tests-without-models-{os.getpid()}"
+)
 
 
 @pytest.fixture(scope="session")

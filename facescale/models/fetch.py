@@ -15,7 +15,7 @@ import shutil
 import zipfile
 import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 from urllib.parse import quote
 
 from facescale.errors import CorruptError, DownloadError, FacescaleError, TransientError, UsageError
@@ -78,8 +78,9 @@ def fetch(
         )
     if is_offline():
         raise UsageError(
-            f"model {card.name!r}: {Path(card.file).name} is not on this machine, and {OFFLINE_VARIABLE} or --offline "
-            f"forbids to download it; run `facescale models pull {card.name}` with network and the same {CACHE_VARIABLE}"
+            f"model {card.name!r}: {Path(card.file).name} is not on this machine, and {OFFLINE_VARIABLE} or "
+            f"--offline forbids to download it: run `facescale models pull {card.name}` where there is a network, "
+            f"with the same {CACHE_VARIABLE}"
         )
     digest = card.sha256 or recorded_digest(card)
     expected = Expected(sha256=digest, size_bytes=card.size_bytes)
@@ -131,8 +132,8 @@ def _place(card: ModelCard, partial: Path, received: Received, url: str) -> Path
     if card.sha256 is None and recorded_digest(card) is None:
         record = record_digest(card, received.sha256, received.size_bytes, shown(url))
         _log.warning(
-            "model %s: its card gives no sha256, so nobody vouches for the %d bytes from %s; their sha256 %s is recorded "
-            "in %s and has to match from now on",
+            "model %s: its card gives no sha256, so nobody vouches for the %d bytes from %s; their sha256 %s is "
+            "recorded in %s and has to match from now on",
             card.name,
             received.size_bytes,
             shown(url),
@@ -182,18 +183,15 @@ def _extract(
                 files = [name for name in opened.namelist() if not name.endswith("/")]
                 near = difflib.get_close_matches(member, files, n=3, cutoff=0.3) or files[:5]
                 raise DownloadError(
-                    f"{origin}: the archive has no member {member!r}; it has {', '.join(near)}: correct `member` on the "
-                    f"card of {card.name}"
+                    f"{origin}: the archive has no member {member!r}; it has {', '.join(near)}: correct `member` "
+                    f"on the card of {card.name}"
                 )
-            with writing(target):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                output = target.open("wb")
-            with opened.open(member) as stream, output:
+            with opened.open(member) as stream, _output(target) as output:
                 while block := stream.read(_BLOCK_BYTES):
                     size += len(block)
                     if size > expected.most_bytes:
                         raise CorruptError(
-                            f"{origin}: {member} unpacks to more than the {expected.most_bytes:,} bytes that are allowed"
+                            f"{origin}: {member} unpacks to more than the {expected.most_bytes:,} bytes allowed"
                         )
                     digest.update(block)
                     with writing(target):
@@ -216,12 +214,18 @@ def _extract(
     return Received(found, size)
 
 
+def _output(target: Path) -> BinaryIO:
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target.open("wb")
+
+
 def _all_failed(card: ModelCard, failures: list[FacescaleError]) -> FacescaleError:
     """One error that tells what each address said; its kind is that of the most hopeful one."""
     kinds: tuple[type[FacescaleError], ...] = (TransientError, CorruptError, DownloadError)
     kind = next(kind for kind in kinds if any(isinstance(error, kind) for error in failures))
     told = "; ".join(str(error) for error in failures)
-    remedy = f"or get it from {card.source} by hand: put it into the folder that FACESCALE_WEIGHTS or --weights-dir names"
+    remedy = f"or get it from {card.source} by hand and put it into the folder that FACESCALE_WEIGHTS names"
     return kind(f"model {card.name!r}: {Path(card.file).name} cannot be had: {told}; {remedy}")
 
 

@@ -6,7 +6,6 @@ Called by `facescale models register`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -19,6 +18,7 @@ from facescale.models.weights import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from facescale.models.card import ModelCard
 
@@ -68,8 +68,8 @@ def register_model(
     for field, found in (("sha256", digest), ("size_bytes", size_bytes)):
         if values.get(field) not in (None, found):
             raise CorruptError(
-                f"{where}: field {field!r} is {values[field]}, but {file} has {found}: get the right file, or leave the "
-                "field out"
+                f"{where}: field {field!r} is {values[field]}, but {file} has {found}: get the right file, or "
+                "leave the field out"
             )
     if card.package is not None:
         raise UsageError(f"{where}: field 'package': the weights would come from there; leave it out")
@@ -123,7 +123,7 @@ def _free(size: Any) -> tuple[Any, ...]:
 def _run_embedder(card: ModelCard, path: Path, session: Any, shape: list[Any], told: str) -> None:
     import numpy as np
 
-    side = card.input_size
+    side = card.input_size or 0
     if any(size not in (side, *_free(size)) for size in shape[2:]):
         raise UsageError(f"{path}: the network has {told}; the card's input_size is {side}")
     num = shape[0] if isinstance(shape[0], int) else 2

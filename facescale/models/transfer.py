@@ -6,6 +6,7 @@ arrives. Errors that time can mend are tried again, all others are final. Called
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
 import json
@@ -19,7 +20,7 @@ import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 import facescale
 from facescale.errors import CorruptError, DownloadError, TransientError
@@ -84,7 +85,7 @@ def download(
     partial: Path,
     expected: Expected,
     *,
-    timeout_s: float = TIMEOUT_S,
+    timeout_s: float | None = None,
     sleep: Callable[[float], None] | None = None,
     progress: Progress | None = None,
 ) -> Received:
@@ -95,7 +96,7 @@ def download(
         partial: the file to write; beside it lies `<name>.json` with what the server said of it. Only one process
             may write it at a time (facescale.models.cache.locked).
         expected: digest, size, limit.
-        timeout_s: longest wait for a connection and for the next bytes.
+        timeout_s: longest wait for a connection and for the next bytes; None is TIMEOUT_S.
         sleep: waits between attempts; None is time.sleep.
         progress: called with bytes here and in all (None when the server does not say).
 
@@ -107,6 +108,7 @@ def download(
         UsageError: the folder cannot be written to.
     """
     wait, failures, last = sleep or time.sleep, 0, ""
+    timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
     for _ in range(MAX_ATTEMPTS):
         before = _size(partial)
         try:
@@ -158,6 +160,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         before, after = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
         if after not in ("http", "https") or (before == "https" and after == "http"):
+            fp.close()
             raise DownloadError(
                 f"{shown(req.full_url)} redirects from {before} to {after} ({shown(newurl)}), which is not followed"
             )
@@ -176,8 +179,10 @@ def _open(url: str, headers: dict[str, str], timeout_s: float) -> http.client.HT
         _Redirects(),
     ):
         opener.add_handler(handler)
-    request = urllib.request.Request(url, headers=headers)
     try:
+        request = urllib.request.Request(_without_user(url), headers=headers)
+        if authorization := _authorization(url):
+            request.add_unredirected_header("Authorization", authorization)  # for this server, no other
         answer: http.client.HTTPResponse | None = opener.open(request, timeout=timeout_s)
     except urllib.error.HTTPError as error:
         with error:
@@ -193,6 +198,17 @@ def _open(url: str, headers: dict[str, str], timeout_s: float) -> http.client.HT
     return answer
 
 
+def _without_user(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _authorization(url: str) -> str | None:
+    """What a server wants to see of the user and password in its address, None where there are none."""
+    user = urlsplit(url).netloc.rpartition("@")[0]
+    return "Basic " + base64.b64encode(unquote(user).encode()).decode() if user else None
+
+
 def _http_error(url: str, error: urllib.error.HTTPError) -> Exception:
     if error.code == 416:
         return _RangeError("the server has no more of it")
@@ -200,7 +216,9 @@ def _http_error(url: str, error: urllib.error.HTTPError) -> Exception:
         text = error.headers.get("Retry-After", "") if error.headers else ""
         return _AgainError(f"HTTP {error.code}", float(text) if text.isdigit() and int(text) else None)
     if 300 <= error.code < 400:
-        return DownloadError(f"{shown(url)}: redirects in circles, or more than {MAX_REDIRECTS} times")
+        return DownloadError(
+            f"{shown(url)}: redirects in circles, more than {MAX_REDIRECTS} times, or out of HTTP"
+        )
     return DownloadError(f"{shown(url)}: HTTP {error.code} {error.reason}")
 
 
@@ -263,8 +281,8 @@ def _attempt(url: str, partial: Path, expected: Expected, timeout_s: float, prog
             raise _AgainError("what was there before and what came do not make the file", 0)
         raise CorruptError(
             f"{shown(url)} gave {size:,} bytes with sha256 {found}, not the expected "
-            f"{'' if expected.size_bytes is None else f'{expected.size_bytes:,} bytes with '}{expected.sha256}: the file "
-            "there was changed or damaged; get it from elsewhere, or correct the card if the new file is meant"
+            f"{'' if expected.size_bytes is None else f'{expected.size_bytes:,} bytes with '}{expected.sha256}: the "
+            "file there was changed or damaged; get it from elsewhere, or correct the card if the new file is meant"
         )
     return Received(found, size)
 

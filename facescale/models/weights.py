@@ -22,23 +22,24 @@ from facescale.models.fetch import MIRROR_VARIABLE, fetch
 if TYPE_CHECKING:
     from facescale.models.card import ModelCard
 
-__all__ = [
-    "WEIGHTS_FOLDER_VARIABLE",
-    "find_weights",
-    "local_weights",
-    "read_weights",
-    "verify",
-    "with_digest",
-]
-
+WEIGHTS_FOLDER_VARIABLE = "FACESCALE_WEIGHTS"
 _log = logging.getLogger(__name__)
+
+
+def use_weights_folder(folder: str | None) -> None:
+    """Search this folder first, in this process and those it starts; None leaves what the environment says."""
+    if folder is not None:
+        others = os.environ.get(WEIGHTS_FOLDER_VARIABLE, "").split(os.pathsep)
+        wanted = [os.path.abspath(folder), *(other for other in others if other)]
+        os.environ[WEIGHTS_FOLDER_VARIABLE] = os.pathsep.join(dict.fromkeys(wanted))
 
 
 def find_weights(card: ModelCard) -> Path:
     """Find a card's weights on this machine, and where they are not on it, download them.
 
-    Looked for in this order: the folders of --weights-dir and FACESCALE_WEIGHTS (separated by ":"), the package that ships
-    them, the cache; then the card's urls. The file is not checked here, unless it is downloaded (`verify`, `read_weights`).
+    Looked for in this order: the folders of --weights-dir and FACESCALE_WEIGHTS (separated by ":"), the package that
+    ships them, the cache; then the card's urls. The file is not checked here, unless it is downloaded (`verify`,
+    `read_weights`).
 
     Raises:
         MissingExtraError: the package that ships them is not installed.

@@ -1,0 +1,581 @@
+"""Downloads of weights from a server that drops, cuts, lies, loops and hangs: the file comes whole, or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import threading
+import urllib.request
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from weights_server import (
+    WeightsServer,
+    drop_after,
+    hang,
+    redirect,
+    reset_after,
+    status,
+    then_change,
+    weights_server,
+)
+
+from facescale.errors import CorruptError, DownloadError, TransientError, UsageError
+from facescale.lake.storage_errors import DiskFullError
+from facescale.models import cache, transfer
+from facescale.models.card import ModelCard, card_from_mapping
+from facescale.models.fetch import fetch
+from facescale.models.transfer import Expected, download, shown
+from facescale.models.weights import find_weights, local_weights, read_weights, verify, with_digest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONTENT = bytes(range(256)) * 1200  # 300 KiB: several reads
+OTHER = CONTENT[::-1]
+TAG = '"first"'
+
+
+def digest_of(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def toy(*urls: str, **changes: Any) -> ModelCard:
+    values = {
+        "name": "toy",
+        "task": "embedder",
+        "architecture": "toy",
+        "file": "toy.bin",
+        "sha256": digest_of(CONTENT),
+        "size_bytes": len(CONTENT),
+        "licence": "CC0-1.0",
+        "non_commercial": False,
+        "source": "https://example.org/toy",
+        "urls": list(urls),
+        "input_size": 112,
+        "template": "arcface_112",
+        "landmark_scheme": "arcface5",
+        "dim": 8,
+    }
+    return card_from_mapping(values | changes, where="toy.yaml")
+
+
+@pytest.fixture(scope="module")
+def one_server() -> Iterator[WeightsServer]:
+    with weights_server() as server:
+        yield server
+
+
+@pytest.fixture
+def server(one_server: WeightsServer) -> WeightsServer:
+    """With /toy.bin and nothing planned."""
+    one_server.files = {"/toy.bin": (CONTENT, TAG)}
+    one_server.faults.clear()
+    one_server.requests.clear()
+    one_server.ranges = one_server.if_range = True
+    one_server.sent = 0
+    return one_server
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache, and a network."""
+    monkeypatch.setenv("FACESCALE_CACHE", str(tmp_path / "cache"))
+    for name in ("FACESCALE_OFFLINE", "FACESCALE_WEIGHTS", "FACESCALE_MIRROR", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that were waited between attempts; nobody really waits."""
+    waited: list[float] = []
+    monkeypatch.setattr(transfer.time, "sleep", waited.append)
+    return waited
+
+
+def files_in(folder: Path) -> set[str]:
+    """What is in the cache besides locks."""
+    return {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.is_file() and path.suffix != ".lock"
+    }
+
+
+def test_a_file_is_fetched_once_and_lies_under_its_digest(server: WeightsServer, cache_folder: Path) -> None:
+    card, seen = toy(server.url("/toy.bin")), []
+    path = fetch(card, progress=lambda done, total: seen.append((done, total)))
+    assert path == cache_folder / "weights" / digest_of(CONTENT) / "toy.bin"
+    assert path.read_bytes() == CONTENT
+    assert files_in(cache_folder) == {f"weights/{digest_of(CONTENT)}/toy.bin"}
+    assert seen[-1] == (len(CONTENT), len(CONTENT)) and sorted(seen) == seen
+    assert fetch(card) == find_weights(card) == local_weights(card) == path
+    assert read_weights(card) == CONTENT
+    assert len(server.requests) == 1
+    # The same file is another model's too.
+    assert find_weights(toy(server.url("/gone"), name="twin", file="twin.bin")) == path
+
+
+@pytest.mark.parametrize("cut", [drop_after, reset_after])
+def test_a_broken_connection_goes_on_where_it_was(server: WeightsServer, naps: list[float], cut: Any) -> None:
+    server.faults["/toy.bin"] = [cut(100_000), cut(50_000)]
+    assert fetch(toy(server.url("/toy.bin"))).read_bytes() == CONTENT
+    starts = [int(h["range"].removeprefix("bytes=").rstrip("-")) for _, h in server.requests[1:]]
+    assert len(starts) == 2 and 0 < starts[0] < starts[1] <= 150_000
+    assert all(headers["if-range"] == TAG for _, headers in server.requests[1:])
+    if cut is drop_after:  # a reset may eat bytes that were on their way
+        assert starts == [100_000, 150_000] and server.sent == len(CONTENT)
+    assert len(naps) == 2
+
+
+def test_what_a_failed_run_got_is_kept_for_the_next(server: WeightsServer, naps: list[float]) -> None:
+    card = toy(server.url("/toy.bin"))
+    server.faults["/toy.bin"] = [drop_after(70_000), *[drop_after(0)] * 4]
+    with pytest.raises(TransientError, match=r"the connection ended after 70,000 of 307,200 bytes"):
+        fetch(card)
+    assert naps == sorted(naps) and len(naps) == 4  # ever longer
+    server.requests.clear()
+    assert fetch(card).read_bytes() == CONTENT
+    assert [headers["range"] for _, headers in server.requests] == ["bytes=70000-"]
+
+
+@settings(max_examples=25, deadline=None)
+@given(cuts=st.lists(st.integers(0, len(CONTENT) - 1), max_size=4), ranges=st.booleans(), known=st.booleans())
+def test_any_drops_any_server(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int], ranges: bool, known: bool
+) -> None:
+    partial = tmp_path_factory.mktemp("partial") / "toy"
+    with weights_server() as server:
+        server.files, server.ranges = {"/toy.bin": (CONTENT, TAG)}, ranges
+        server.faults["/toy.bin"] = [drop_after(cut) for cut in cuts]
+        expected = Expected(sha256=digest_of(CONTENT) if known else None)
+        received = download(server.url("/toy.bin"), partial, expected, sleep=lambda _: None)
+    assert partial.read_bytes() == CONTENT
+    assert (received.sha256, received.size_bytes) == (digest_of(CONTENT), len(CONTENT))
+
+
+@pytest.mark.parametrize("obedient", [True, False], ids=["If-Range obeyed", "If-Range ignored"])
+@pytest.mark.parametrize("known", [True, False], ids=["sha256 known", "sha256 unknown"])
+def test_a_file_that_changes_meanwhile_is_never_mixed(
+    server: WeightsServer, naps: list[float], obedient: bool, known: bool
+) -> None:
+    server.if_range = obedient
+    server.files["/toy.bin"] = (OTHER, TAG)
+    server.faults["/toy.bin"] = [then_change(CONTENT, '"second"', 100_000)]
+    card = toy(server.url("/toy.bin"), **({} if known else {"sha256": None, "size_bytes": None}))
+    assert fetch(card).read_bytes() == CONTENT
+
+
+def test_without_a_validator_only_a_digest_allows_to_go_on(server: WeightsServer, naps: list[float]) -> None:
+    for tag in ("", 'W/"weak"'):
+        server.files["/toy.bin"] = (CONTENT, tag)
+        for known in (True, False):
+            server.requests.clear()
+            server.faults["/toy.bin"] = [drop_after(100_000)]
+            card = toy(server.url("/toy.bin"), **({} if known else {"sha256": None}))
+            path = fetch(card)
+            assert path.read_bytes() == CONTENT
+            assert ("range" in server.requests[1][1]) is known
+            assert "if-range" not in server.requests[1][1]
+            path.unlink()
+            cache.record_path(card).unlink(missing_ok=True)
+
+
+def test_the_second_server_continues_what_the_first_began(server: WeightsServer, naps: list[float]) -> None:
+    server.files["/two.bin"] = (CONTENT, '"elsewhere"')
+    server.faults["/toy.bin"] = [drop_after(100_000), *[status(503)] * 9]
+    assert fetch(toy(server.url("/toy.bin"), server.url("/two.bin"))).read_bytes() == CONTENT
+    path, headers = server.requests[-1]
+    assert (path, headers["range"]) == ("/two.bin", "bytes=100000-") and "if-range" not in headers
+
+
+@pytest.mark.parametrize(
+    ("content", "error", "says"),
+    [
+        (OTHER, CorruptError, "sha256 " + digest_of(OTHER)),
+        (CONTENT[:-1], DownloadError, "a file of 307,199 bytes, not the 307,200"),
+        (CONTENT + b"x", DownloadError, "a file of 307,201 bytes, not the 307,200"),
+    ],
+    ids=["other bytes", "shorter", "longer"],
+)
+def test_another_file_is_refused_and_the_next_address_asked(
+    server: WeightsServer,
+    naps: list[float],
+    cache_folder: Path,
+    content: bytes,
+    error: type[Exception],
+    says: str,
+) -> None:
+    server.files["/toy.bin"] = (content, TAG)
+    with pytest.raises(error, match=says) as caught:
+        fetch(toy(server.url("/toy.bin")))
+    assert "get it from https://example.org/toy" in str(caught.value)
+    assert files_in(cache_folder) == set()
+    server.files["/two.bin"] = (CONTENT, TAG)
+    assert fetch(toy(server.url("/toy.bin"), server.url("/two.bin"))).read_bytes() == CONTENT
+    assert naps == []  # trying the same again would not have helped
+
+
+def test_a_missing_file_leads_to_the_next_address(server: WeightsServer, naps: list[float]) -> None:
+    card = toy(server.url("/none.bin"), server.url("/toy.bin"))
+    assert fetch(card).read_bytes() == CONTENT
+    assert [path for path, _ in server.requests] == ["/none.bin", "/toy.bin"] and naps == []
+    with pytest.raises(DownloadError, match=r"/none\.bin: HTTP 404 .*; .*/neither: HTTP 404"):
+        fetch(toy(server.url("/none.bin"), server.url("/neither"), sha256="0" * 64))
+
+
+def test_the_mirror_is_asked_first(server: WeightsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FACESCALE_MIRROR", server.url("/mirror/"))
+    kept = f"/mirror/{digest_of(CONTENT)}/toy.bin"
+    card = toy(server.url("/toy.bin"))
+    path = fetch(card)  # the mirror does not have it
+    assert [path for path, _ in server.requests] == [kept, "/toy.bin"]
+    path.unlink()
+    server.requests.clear()
+    server.files = {kept: (CONTENT, TAG)}
+    packed = toy(server.url("/pack.zip"), member="models/toy.bin")  # as the mirror keeps files, not archives
+    assert find_weights(packed).read_bytes() == CONTENT
+    assert [path for path, _ in server.requests] == [kept]
+    path.unlink()
+    assert find_weights(toy()).read_bytes() == CONTENT  # a card without addresses
+
+
+def test_redirects_are_followed_within_limits(server: WeightsServer, naps: list[float]) -> None:
+    for step in range(3):
+        server.faults[f"/hop{step}"] = [redirect(f"/hop{step + 1}")]
+    server.faults["/hop3"] = [redirect(server.url("/toy.bin"))]
+    assert fetch(toy(server.url("/hop0"))).read_bytes() == CONTENT
+    server.faults["/loop"] = [redirect("/pool")] * 20
+    server.faults["/pool"] = [redirect("/loop")] * 20
+    server.requests.clear()
+    with pytest.raises(DownloadError, match="redirects in circles"):
+        fetch(toy(server.url("/loop"), sha256="0" * 64))
+    assert len(server.requests) < 10 and naps == []
+    for target in ("file:///etc/passwd", "ftp://127.0.0.1/toy.bin"):
+        server.faults["/out"] = [redirect(target)]
+        with pytest.raises(DownloadError, match=r"out of HTTP|not followed"):
+            fetch(toy(server.url("/out"), sha256="0" * 64))
+
+
+def test_a_redirect_to_plain_http_is_refused() -> None:
+    request = urllib.request.Request("https://user:secret@example.org/a")
+    handler = transfer._Redirects()
+    assert handler.redirect_request(request, io.BytesIO(), 302, "", {}, "https://example.com/b") is not None
+    with pytest.raises(DownloadError, match=r"https://example.org/a redirects from https to http") as caught:
+        handler.redirect_request(request, io.BytesIO(), 302, "", {}, "http://example.com/b")
+    assert "secret" not in str(caught.value)
+
+
+def test_only_what_can_mend_is_tried_again(server: WeightsServer, naps: list[float]) -> None:
+    server.faults["/toy.bin"] = [status(503, {"Retry-After": "7"}), status(429), status(500)]
+    path = fetch(toy(server.url("/toy.bin")))
+    assert path.read_bytes() == CONTENT
+    assert naps[0] == 7 and len(naps) == 3
+    path.unlink()
+    for code in (401, 403, 404, 410):
+        server.requests.clear()
+        server.faults["/toy.bin"] = [status(code)]
+        with pytest.raises(DownloadError, match=f"HTTP {code}"):
+            fetch(toy(server.url("/toy.bin")))
+        assert len(server.requests) == 1
+    assert len(naps) == 3
+
+
+def test_silence_is_an_error_in_time(
+    server: WeightsServer, naps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "TIMEOUT_S", 0.1)
+    monkeypatch.setattr(transfer, "ATTEMPTS", 2)
+    server.faults["/toy.bin"] = [hang, hang]
+    with pytest.raises(TransientError, match="no answer in time"):
+        fetch(toy(server.url("/toy.bin")))
+
+
+def test_a_trickle_is_as_good_as_nothing(
+    server: WeightsServer, naps: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "STALL_S", 0.0)
+    monkeypatch.setattr(transfer, "_CHUNK_BYTES", 10)
+    monkeypatch.setattr(transfer, "ATTEMPTS", 2)
+    with pytest.raises(TransientError, match="only 10 bytes in 0 s"):
+        fetch(toy(server.url("/toy.bin")))
+    assert len(naps) == 1
+
+
+def test_no_server_is_transient_and_no_address_is_not(server: WeightsServer, naps: list[float]) -> None:
+    with weights_server() as gone:
+        url = gone.url("/toy.bin")
+    with pytest.raises(TransientError, match="refused"):
+        fetch(toy(url))
+    with pytest.raises(UsageError, match=r"its card has no urls; get toy\.bin from https://example\.org"):
+        fetch(toy())
+
+
+def test_what_is_no_file_is_refused(server: WeightsServer, tmp_path: Path) -> None:
+    unknown = Expected()
+
+    def get(path: str, expected: Expected = unknown) -> bytes:
+        download(server.url(path), tmp_path / "partial", expected)
+        return (tmp_path / "partial").read_bytes()
+
+    server.faults["/page"] = [status(200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>Sign in")]
+    with pytest.raises(DownloadError, match="a web page, not a file"):
+        get("/page")
+    server.faults["/packed"] = [status(200, {"Content-Encoding": "gzip"}, b"...")]
+    with pytest.raises(DownloadError, match="sent compressed"):
+        get("/packed")
+    server.faults["/empty"] = [status(204)]
+    with pytest.raises(DownloadError, match="HTTP 204"):
+        get("/empty")
+
+    def endless(handler: Any) -> None:  # no length: the end of the connection is the end of the file
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(CONTENT)
+        handler.close_connection = True
+
+    server.faults["/endless"] = [endless]
+    with pytest.raises(DownloadError, match="neither the server nor the card says how long the file is"):
+        get("/endless")
+    server.faults["/endless"] = [endless]
+    with pytest.raises(DownloadError, match="more than the 1,000 bytes"):
+        get("/endless", Expected(sha256="0" * 64, limit_bytes=1000))
+    assert not (tmp_path / "partial").exists()
+    server.faults["/endless"] = [endless]
+    assert get("/endless", Expected(sha256=digest_of(CONTENT))) == CONTENT
+    with pytest.raises(DownloadError, match="at most 1,000"):
+        get("/toy.bin", Expected(limit_bytes=1000))
+    for url in ("ftp://127.0.0.1/toy", "file:///etc/passwd", "toy.bin"):
+        with pytest.raises(DownloadError, match=r"not an address|only http"):
+            download(url, tmp_path / "partial", unknown)
+
+
+def test_a_full_disk_is_told_and_left_as_it_was(
+    server: WeightsServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.BytesIO):
+        def write(self, data: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = Path.open
+
+    def full(self: Path, mode: str = "r", *more: Any, **options: Any) -> Any:
+        if mode == "wb" and self.parent.name == "partial":
+            real(self, mode).close()
+            return Full()
+        return real(self, mode, *more, **options)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(DiskFullError, match=r"no space left for .*FACESCALE_CACHE"):
+        fetch(toy(server.url("/toy.bin"), server.url("/two.bin")))
+    assert files_in(cache_folder) == set()
+    assert len(server.requests) == 1  # another server has no more disk
+
+
+def test_a_cache_that_cannot_be_written(
+    server: WeightsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FACESCALE_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(UsageError, match=r"cannot write .*; let FACESCALE_CACHE"):
+        fetch(toy(server.url("/toy.bin")))
+
+
+@pytest.mark.parametrize("value", ["1", "true", "YES"])
+def test_offline_asks_nobody(server: WeightsServer, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("FACESCALE_OFFLINE", value)
+    card = toy(server.url("/toy.bin"))
+    with pytest.raises(UsageError, match=r"FACESCALE_OFFLINE or --offline forbids .*models pull toy"):
+        find_weights(card)
+    assert server.requests == []
+    monkeypatch.setenv("FACESCALE_OFFLINE", "0")
+    path = find_weights(card)
+    monkeypatch.setenv("FACESCALE_OFFLINE", value)
+    assert find_weights(card) == path
+
+
+def test_proxies_come_from_the_environment(server: WeightsServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", server.url(""))
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    server.files["http://weights.invalid/toy.bin"] = (CONTENT, TAG)
+    assert fetch(toy("http://weights.invalid/toy.bin")).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_many_at_once_get_one_whole_file(
+    server: WeightsServer, monkeypatch: pytest.MonkeyPatch, cache_folder: Path, locks: bool
+) -> None:
+    if not locks:  # as on some network file systems
+
+        def refuse(*_: Any) -> None:
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    card, start = toy(server.url("/toy.bin")), threading.Barrier(6)
+
+    def get(_: int) -> Path:
+        start.wait()
+        return fetch(card)
+
+    with ThreadPoolExecutor(6) as pool:
+        paths = set(pool.map(get, range(6)))
+    assert [path.read_bytes() for path in paths] == [CONTENT]
+    assert files_in(cache_folder) == {f"weights/{digest_of(CONTENT)}/toy.bin"}
+    assert len(server.requests) == 1 or not locks
+
+
+def test_a_damaged_file_in_the_cache_is_fetched_anew(server: WeightsServer) -> None:
+    card = toy(server.url("/toy.bin"))
+    path = fetch(card)
+    path.write_bytes(OTHER)
+    with pytest.raises(CorruptError, match="not the weights of model 'toy'"):
+        read_weights(card)
+    assert fetch(card) == path and read_weights(card) == CONTENT
+
+
+# Without a digest on the card
+
+
+def test_an_unknown_digest_is_recorded_and_holds(
+    server: WeightsServer, cache_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    card = toy(server.url("/toy.bin").replace("http://", "http://me:secret@"), sha256=None, size_bytes=None)
+    with caplog.at_level(logging.WARNING, "facescale"):
+        path = fetch(card)
+    assert "gives no sha256" in caplog.text and digest_of(CONTENT) in caplog.text
+    record = json.loads(cache.record_path(card).read_text())
+    assert record["sha256"] == digest_of(CONTENT) and record["model"] == "toy"
+    assert "secret" not in caplog.text + cache.record_path(card).read_text()
+    assert server.requests[0][1]["authorization"] == "Basic bWU6c2VjcmV0"
+    assert with_digest(card).sha256 == digest_of(CONTENT)
+    caplog.clear()
+    assert find_weights(card) == path and read_weights(card) == CONTENT
+    assert caplog.text == ""  # only the first time
+
+    path.unlink()
+    server.files["/toy.bin"] = (OTHER, '"second"')
+    with pytest.raises(CorruptError, match=digest_of(OTHER)):
+        fetch(card)
+    path.write_bytes(OTHER)
+    with pytest.raises(CorruptError, match=r"delete the file \(or .*recorded.*, if the new file is meant\)"):
+        verify(card, path)
+
+
+def test_a_digest_on_the_card_needs_no_file() -> None:
+    card = toy("https://example.invalid/toy.bin")
+    assert with_digest(card) is card
+
+
+def test_the_digest_of_another_backend(server: WeightsServer) -> None:
+    onnx = {"file": "toy.onnx", "urls": [server.url("/toy.onnx")]}
+    server.files["/toy.onnx"] = (OTHER, "")
+    found = with_digest(toy(variants={"onnx": onnx}), "onnx")
+    assert found.for_backend("onnx").sha256 == digest_of(OTHER)
+    assert found.sha256 == digest_of(CONTENT)
+    assert read_weights(found.for_backend("onnx")) == OTHER
+
+
+def test_a_file_in_the_weights_folder_is_recorded_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FACESCALE_WEIGHTS", str(tmp_path / "mine"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "toy.bin").write_bytes(CONTENT)
+    card = toy(sha256=None, size_bytes=None)
+    assert with_digest(card).sha256 == digest_of(CONTENT)
+    (tmp_path / "mine" / "toy.bin").write_bytes(OTHER)
+    with pytest.raises(CorruptError, match=digest_of(CONTENT)):
+        with_digest(card)
+    assert with_digest(dataclasses.replace(card, name="other")).sha256 == digest_of(OTHER)
+    cache.record_path(card).write_text("{")
+    with pytest.raises(UsageError, match=r"cannot be read .*; delete it"):
+        with_digest(card)
+
+
+def test_a_filled_cache_is_a_weights_folder(
+    server: WeightsServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = toy(server.url("/toy.bin"))
+    fetch(card)
+    monkeypatch.setenv("FACESCALE_WEIGHTS", str(cache_folder / "weights"))
+    monkeypatch.setenv("FACESCALE_CACHE", str(cache_folder.parent / "another"))
+    assert read_weights(card) == CONTENT and len(server.requests) == 1
+
+
+# Archives
+
+
+def packed(members: dict[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def test_members_of_an_archive_come_from_one_download(
+    server: WeightsServer, naps: list[float], cache_folder: Path, tmp_path: Path
+) -> None:
+    archive = packed({"pack/toy.bin": CONTENT, "../../evil.bin": OTHER, "pack/": b""})
+    server.files["/pack.zip"] = (archive, TAG)
+    server.faults["/pack.zip"] = [drop_after(len(archive) // 2)]
+    card = toy(server.url("/pack.zip"), member="pack/toy.bin")
+    assert find_weights(card) == cache_folder / "weights" / digest_of(CONTENT) / "toy.bin"
+    evil = toy(server.url("/pack.zip"), name="evil", member="../../evil.bin", sha256=digest_of(OTHER))
+    assert find_weights(evil) == cache_folder / "weights" / digest_of(OTHER) / "toy.bin"
+    assert read_weights(card) == CONTENT and read_weights(evil) == OTHER
+    assert len(server.requests) == 2 and server.requests[1][1]["if-range"] == TAG
+    assert not list(tmp_path.rglob("evil.bin"))
+
+
+def test_an_archive_without_the_member_says_what_it_has(server: WeightsServer) -> None:
+    server.files["/pack.zip"] = (packed({"w600k_r50.onnx": CONTENT, "det_10g.onnx": OTHER}), TAG)
+    with pytest.raises(
+        DownloadError, match=r"no member 'w600k_r5\.onnx'; it has w600k_r50\.onnx.*correct `member`"
+    ):
+        fetch(toy(server.url("/pack.zip"), member="w600k_r5.onnx"))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"not a zip", "not a zip archive"),
+        (packed({"toy.bin": CONTENT})[:-30], "not a zip archive"),
+        (packed({"toy.bin": CONTENT}).replace(b"toy.bin", b"yot.bin", 1), "not a zip archive"),
+        (packed({"toy.bin": OTHER}), "sha256 " + digest_of(OTHER)),
+        (packed({"toy.bin": CONTENT * 2}), "more than the 307,200 bytes"),
+    ],
+    ids=["no zip", "cut", "inconsistent", "other bytes", "bomb"],
+)
+def test_bad_archives_are_refused_and_not_kept(
+    server: WeightsServer, cache_folder: Path, content: bytes, says: str
+) -> None:
+    server.files["/pack.zip"] = (content, TAG)
+    card = toy(server.url("/pack.zip"), member="toy.bin")
+    with pytest.raises(CorruptError, match=says):
+        fetch(card)
+    assert files_in(cache_folder) == set()
+    server.files["/pack.zip"] = (packed({"toy.bin": CONTENT}), TAG)
+    assert fetch(card).read_bytes() == CONTENT
+
+
+def test_addresses_are_shown_without_secrets() -> None:
+    assert shown("https://me:pw@example.org:8443/a/b.bin?token=t#x") == "https://example.org:8443/a/b.bin"
+
+
+@pytest.mark.parametrize("change", [{"urls": ["s3://bucket/toy"]}, {"file": "models/.."}, {"file": "x/"}])
+def test_cards_with_bad_places_are_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"field '{next(iter(change))}'"):
+        toy(**change) if "urls" not in change else toy(*change["urls"])
