@@ -17,8 +17,10 @@ import typer
 from facescale.bench.cli import bench_app
 from facescale.cli_curate import register as register_curate
 from facescale.cli_export import register as register_export
+from facescale.cli_models import register as register_models
 from facescale.cli_options import (
     AcceptChanges,
+    AcceptLicense,
     Address,
     Backend,
     BaseMemoryGib,
@@ -46,6 +48,7 @@ from facescale.cli_options import (
     MinFace,
     ModelName,
     NumNeighbors,
+    Offline,
     PartRows,
     PathColumn,
     Plugin,
@@ -82,6 +85,7 @@ app = typer.Typer(
 
 register(app)
 register_curate(app)
+register_models(app)
 register_report(app)
 register_export(app)
 app.add_typer(bench_app, name="bench")
@@ -100,6 +104,8 @@ def run(
     precision: Precision = None,
     runtime: Runtime = None,
     weights_dir: WeightsDir = None,
+    offline: Offline = False,
+    accept_license: AcceptLicense = False,
     labels: Labels = None,
     label_column: LabelColumn = None,
     path_column: PathColumn = None,
@@ -148,6 +154,8 @@ def extract(
     precision: Precision = None,
     runtime: Runtime = None,
     weights_dir: WeightsDir = None,
+    offline: Offline = False,
+    accept_license: AcceptLicense = False,
     labels: Labels = None,
     label_column: LabelColumn = None,
     path_column: PathColumn = None,
@@ -206,6 +214,8 @@ def embed(
     precision: Precision = None,
     runtime: Runtime = None,
     weights_dir: WeightsDir = None,
+    offline: Offline = False,
+    accept_license: AcceptLicense = False,
     workers: Workers = None,
     threads: Threads = None,
     device: Device = None,

@@ -52,6 +52,10 @@ Runtime = Annotated[
 WeightsDir = Annotated[
     str | None, typer.Option(help="Folder with weights, known by their sha256; else FACESCALE_WEIGHTS.")
 ]
+Offline = Annotated[bool, typer.Option("--offline", help="Download no weights; else FACESCALE_OFFLINE.")]
+AcceptLicense = Annotated[
+    bool, typer.Option("--accept-license", help="Run models whose licence forbids commercial use.")
+]
 Labels = Annotated[str | None, typer.Option(help="'folder', or a CSV or Parquet file keyed by path.")]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the labels file that holds the label.")]
 PathColumn = Annotated[str | None, typer.Option(help="Column of the labels file that holds the path.")]

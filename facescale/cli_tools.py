@@ -1,4 +1,4 @@
-"""The commands that are not jobs: search, lake, models, doctor, synth, demo, bench. Parses, calls, prints."""
+"""The commands that are not jobs: search, lake, doctor, synth, demo, bench. Parses, calls, prints."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ import typer
 from facescale.cli_options import ConfigFile, Embedder, JsonFlag, LakeArg, Plugin, Verbose, set_up_logging
 
 lake_app = typer.Typer(help="Look at a lake and its versions, check it, tidy it.", no_args_is_help=True)
-models_app = typer.Typer(help="The models facescale knows.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands to the command line."""
     app.command()(search)
     app.add_typer(lake_app, name="lake")
-    app.add_typer(models_app, name="models")
     app.command()(doctor)
     app.command()(synth)
     app.command()(demo)
@@ -153,58 +151,6 @@ def lake_verify(lake: LakeArg, json_output: JsonFlag = False) -> None:
         console.print_mapping(out, "checked", report.checked)
         out.print("no problem found" if not rows else f"{len(rows)} problems")
     raise typer.Exit(EXIT_FAILED if report.problems else EXIT_DONE)
-
-
-@models_app.command("list")
-def models_list(json_output: JsonFlag = False) -> None:
-    """The models in the registry: what they do, under which licence, and whether their weights are here."""
-    from facescale import console
-    from facescale.errors import FacescaleError
-    from facescale.models.registry import cards
-    from facescale.models.weights import find_weights
-
-    rows = []
-    for card in cards():
-        try:
-            where = str(find_weights(card))
-        except FacescaleError as error:
-            where = f"missing: {error}"
-        rows.append({"name": card.name, "task": card.task, "licence": card.licence, "weights": where})
-    out, _ = console.make_console(json_output=json_output)
-    if json_output:
-        console.print_json(rows)
-    else:
-        console.print_table(out, ["name", "task", "licence", "weights"], [list(row.values()) for row in rows])
-
-
-@models_app.command("verify")
-def models_verify(
-    names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME…]", help="Models; without any, all of them.")
-    ] = None,
-    json_output: JsonFlag = False,
-) -> None:
-    """Check the sha256 of models' weights; exits 1 when one is damaged or missing."""
-    from facescale import console
-    from facescale.errors import EXIT_DONE, EXIT_FAILED, FacescaleError
-    from facescale.models.registry import card as card_of
-    from facescale.models.registry import cards
-    from facescale.models.weights import find_weights, verify
-
-    rows = []
-    for card in [card_of(name) for name in names] if names else cards():
-        try:
-            path = find_weights(card)
-            verify(card, path)
-            rows.append({"name": card.name, "ok": True, "found": f"sha256 {card.sha256} at {path}"})
-        except FacescaleError as error:
-            rows.append({"name": card.name, "ok": False, "found": str(error)})
-    out, _ = console.make_console(json_output=json_output)
-    if json_output:
-        console.print_json(rows)
-    else:
-        console.print_table(out, ["name", "ok", "found"], [list(row.values()) for row in rows])
-    raise typer.Exit(EXIT_DONE if all(row["ok"] for row in rows) else EXIT_FAILED)
 
 
 def doctor(

@@ -6,6 +6,7 @@ With --json everything but the summary goes to standard error, so that standard 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -17,17 +18,19 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from facescale.driver.context import JobSummary
     from facescale.driver.demo import DemoResult
@@ -264,6 +267,19 @@ def print_mapping(console: Console, title: str, values: Any) -> None:
     if dataclasses.is_dataclass(values) and not isinstance(values, type):
         values = dataclasses.asdict(values)
     print_table(console, ["", "value"], list(values.items()), title=title)
+
+
+@contextlib.contextmanager
+def transfers() -> Iterator[Callable[[str], Callable[[int, int | None], None]]]:
+    """Bars for downloads, on standard error: a name in, what is told the bytes here and in all out."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
+
+        def one(name: str) -> Callable[[int, int | None], None]:
+            task = progress.add_task(name, total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        yield one
 
 
 def human_bytes(count: float) -> str:

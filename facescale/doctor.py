@@ -119,19 +119,18 @@ def _ray() -> Finding:
 def _default_models() -> Finding:
     from facescale.errors import FacescaleError
     from facescale.models.registry import cards
-    from facescale.models.weights import find_weights
+    from facescale.models.weights import MissingWeightsError, local_weights
 
-    bad = []
+    here, elsewhere = [], 0
     for card in cards():
         try:
-            find_weights(card)
+            here.append(local_weights(card))
+        except MissingWeightsError:
+            elsewhere += 1
         except FacescaleError as error:
-            bad.append(str(error))
-    if bad:
-        return Finding("models", "missing", bad[0], "pip install 'facescale[default-models]'")
-    return Finding(
-        "models", "ok", f"{len(cards())} with weights; facescale models verify checks their sha256"
-    )
+            return Finding("models", "missing", str(error), "pip install 'facescale[default-models]'")
+    found = f"{len(here)} with weights here, {elsewhere} without (facescale models list)"
+    return Finding("models", "ok", f"{found}; facescale models verify checks their sha256")
 
 
 def _optional(module: str, package: str, extra: str, purpose: str) -> Finding:

@@ -226,6 +226,7 @@ def run_job(job: str, config: JobConfig, reporter: Reporter | None = None) -> Jo
     """
     from facescale.driver.context import JobContext, JobSummary, SilentReporter, exit_code_of
     from facescale.lake.lake import Lake
+    from facescale.models.access import ModelAccess, entered
 
     if job not in JOBS:
         raise UsageError(f"no job {job!r}; there are {', '.join(JOBS)}")
@@ -236,15 +237,16 @@ def run_job(job: str, config: JobConfig, reporter: Reporter | None = None) -> Jo
             else "a folder, a tar, a Parquet file"
         )
         raise UsageError(f"{job} needs a source: {what} or a URL")
-    start = time.monotonic()
-    if job == "import":
-        lake = _open_for_import(config)
-    else:
-        lake = _open_for_extract(config) if job in NEEDS_SOURCE else Lake.open(config.lake)
-    lake.store.clean_temporaries()
-    summary = JobSummary(job, lake.uri)
-    with JobContext(config, lake, reporter or SilentReporter()) as context:
-        summary.stages = JOBS[job](context)
+    start, reporter = time.monotonic(), reporter or SilentReporter()
+    with entered(ModelAccess(offline=config.extract.offline)):
+        if job == "import":
+            lake = _open_for_import(config)
+        else:
+            lake = _open_for_extract(config, reporter) if job in NEEDS_SOURCE else Lake.open(config.lake)
+        lake.store.clean_temporaries()
+        summary = JobSummary(job, lake.uri)
+        with JobContext(config, lake, reporter) as context:
+            summary.stages = JOBS[job](context)
     if any(stage.deaths for stage in summary.stages):
         lake.store.clean_temporaries()  # those that the dead workers left half-written
     summary.exit_code = exit_code_of(summary.stages)
@@ -258,8 +260,10 @@ def run_job(job: str, config: JobConfig, reporter: Reporter | None = None) -> Jo
 def dry_run(job: str, config: JobConfig) -> DryRun:
     """Plan a job and write nothing: stages, tables, parts, bytes."""
     from facescale.driver.dry_run import plan_job
+    from facescale.models.access import ModelAccess, entered
 
-    return plan_job(job, config)
+    with entered(ModelAccess(offline=config.extract.offline)):
+        return plan_job(job, config)
 
 
 def run_demo(
@@ -287,18 +291,23 @@ def run_demo(
     )
 
 
-def _open_for_extract(config: JobConfig) -> Any:
+def _open_for_extract(config: JobConfig, reporter: Reporter) -> Any:
     """Open the lake, or make it once source, models and label file are known to be there: a typo leaves nothing."""
     from facescale.driver.extract import extract_settings, import_plugins
     from facescale.driver.label import label_spec
+    from facescale.driver.models_used import check_licences, fetch_weights
     from facescale.lake.lake import Lake
+    from facescale.models.weights import use_weights_folder
     from facescale.sources.plan import check_source
 
     assert config.src is not None
     import_plugins(config.extract.plugins)
+    use_weights_folder(config.extract.weights_dir)
+    check_licences(config.extract, "extract")
     extract_settings(config.extract)
     label_spec(config.labels)  # without its column a label file must not cost a crawl's work first
     check_source(config.src)
+    fetch_weights(config, "extract", reporter)
     return Lake.open_or_create(config.lake)
 
 

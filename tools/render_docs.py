@@ -1,4 +1,6 @@
-"""Render docs/tables.md from schemas/ and docs/configuration.md from facescale.config; `make docs` runs it.
+"""Render docs/tables.md and the fields of docs/MODELS.md from schemas/, docs/configuration.md from facescale.config.
+
+`make docs` runs it.
 
 With --check nothing is written: the exit code is 1 when a page on disk is not what would be rendered.
 """
@@ -10,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from facescale.config.job import JobConfig
 from facescale.lake.schema import Column, TableSpec, table_names, table_spec
 
@@ -17,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+CARD_SCHEMA = DOCS.parent / "schemas" / "model.yaml"
 
 # The order in which the data flows, not the alphabet's; a table that is not named here comes after these.
 FLOW = (
@@ -31,6 +36,8 @@ FLOW = (
     "clusters",
     "decisions",
 )
+
+FIELDS_BEGIN, FIELDS_END = "<!-- fields -->\n", "\n<!-- end of fields -->"
 
 TABLES_HEAD = """\
 # Tables
@@ -85,6 +92,23 @@ def configuration_page() -> str:
     pages = [_section("Top level", {**schema, "properties": top})]
     pages += [_section(f"`{name}`", section) for name, section in sections.items()]
     return "\n".join([CONFIGURATION_HEAD, *pages])
+
+
+def models_page() -> str:
+    """docs/MODELS.md, which people write, with its table of a card's fields made anew."""
+    page = (DOCS / "MODELS.md").read_text(encoding="utf-8")
+    head, _, rest = page.partition(FIELDS_BEGIN)
+    _, _, tail = rest.partition(FIELDS_END)
+    fields = yaml.safe_load(CARD_SCHEMA.read_text(encoding="utf-8"))["fields"]
+    rows = []
+    for field in fields:
+        unit = f", {field['unit']}" if "unit" in field else ""
+        allowed = ", ".join(f"`{value}`" for value in field.get("values", ()))
+        meaning = _cell(field["description"]) + (f" One of {allowed}." if allowed else "")
+        needed = "required" if field.get("required") else ""
+        rows.append((f"`{field['name']}`", field["type"] + unit, needed, meaning))
+    table = [f"| {' | '.join(row)} |" for row in (("field", "type", "", "meaning"), ("---",) * 4, *rows)]
+    return head + FIELDS_BEGIN + "\n".join(["", *table, ""]) + FIELDS_END + tail
 
 
 def _table(spec: TableSpec) -> str:
@@ -156,7 +180,8 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
     check = parser.parse_args().check
     stale = 0
-    for name, page in (("tables.md", tables_page()), ("configuration.md", configuration_page())):
+    pages = {"tables.md": tables_page(), "configuration.md": configuration_page(), "MODELS.md": models_page()}
+    for name, page in pages.items():
         path = DOCS / name
         if not check:
             path.write_text(page, encoding="utf-8")

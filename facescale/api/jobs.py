@@ -45,6 +45,8 @@ def run(
     precision: str | None = None,
     runtime: str | None = None,
     weights_dir: PathLike | None = None,
+    offline: bool = False,
+    accept_license: bool = False,
     part_rows: int | None = None,
     max_failures: float | None = None,
     accept_changes: bool = False,
@@ -83,6 +85,8 @@ def run(
         precision: "auto", "fp32", "bf16" or "fp16".
         runtime: "auto", "torch" or "onnx": what runs models that have weights for both.
         weights_dir: folder with weights, known by their sha256; else FACESCALE_WEIGHTS.
+        offline: download no weights.
+        accept_license: run models whose licence forbids commercial use.
         part_rows: rows of a part for new input, a power of two.
         max_failures: share of failed images above which the exit code is 3.
         accept_changes: let changed and vanished input supersede the old rows.
@@ -129,6 +133,8 @@ def extract(
     precision: str | None = None,
     runtime: str | None = None,
     weights_dir: PathLike | None = None,
+    offline: bool = False,
+    accept_license: bool = False,
     part_rows: int | None = None,
     max_failures: float | None = None,
     accept_changes: bool = False,
@@ -160,6 +166,8 @@ def embed(
     precision: str | None = None,
     runtime: str | None = None,
     weights_dir: PathLike | None = None,
+    offline: bool = False,
+    accept_license: bool = False,
     workers: int | None = None,
     threads: int | None = None,
     device: str | None = None,

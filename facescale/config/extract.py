@@ -52,6 +52,12 @@ class ExtractConfig(Config):
     weights_dir: str | None = None
     """Folder that is searched for weights, by their sha256, before FACESCALE_WEIGHTS and before any download."""
 
+    offline: bool = False
+    """Download no weights; the environment variable FACESCALE_OFFLINE=1 says the same for every command."""
+
+    accept_license: bool = False
+    """Run models whose licence forbids commercial use; without it they are refused."""
+
     max_bytes: int = Field(default=256 << 20, ge=1)
     """Larger files are not read: status too_many_bytes."""
 

@@ -36,6 +36,8 @@ def job_overrides(flags: Mapping[str, Any]) -> dict[str, Any]:
         values[name] = flags.get(name)
     for name in ("accept_changes", "retry_failed"):
         values[name] = flags.get(name) or None
+    for name in ("offline", "accept_license"):
+        values[f"extract.{name}"] = flags.get(name) or None
     plugins = flags.get("plugin") or flags.get("plugins")
     values["extract.plugins"] = tuple(plugins) if plugins else None
     values["labels.source"] = flags.get("labels")

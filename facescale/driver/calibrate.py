@@ -140,7 +140,9 @@ def run_calibrate(lake_uri: str, settings: CalibrateSettings, reporter: Reporter
         quality,
         embedder=settings.embedder,
         re_encode=re_encode,
-        weights_sha256=_weights_of(settings.embedder),
+        weights_sha256=_made_by(lake, versions["embeddings"], ("embedder_sha256",)).get(
+            "embedder_sha256", _weights_of(settings.embedder)
+        ),
         evidence=evidence,
     )
     if settings.fold is not None and not mine.all():

@@ -20,6 +20,7 @@ from facescale.driver.extract import import_plugins, other_settings, plan_extrac
 from facescale.driver.imports import check_import, import_report, plan_import
 from facescale.driver.index import index_settings
 from facescale.driver.label import label_spec, label_version
+from facescale.driver.models_used import check_licences
 from facescale.driver.neighbors import is_calibrated, plan_neighbors
 from facescale.driver.report import report_is_current
 from facescale.errors import MismatchError, UsageError
@@ -33,6 +34,7 @@ from facescale.lake.parts import list_done
 from facescale.lake.scan import sum_counters
 from facescale.lake.store import Store
 from facescale.models.registry import card
+from facescale.models.weights import use_weights_folder
 from facescale.sources.plan import planned_parts, planned_rows
 
 if TYPE_CHECKING:
@@ -162,6 +164,8 @@ def _plan_import(lake: Lake, config: JobConfig, plan: DryRun) -> None:
 
 
 def _plan_embed(lake: Lake, config: JobConfig, plan: DryRun) -> None:
+    use_weights_folder(config.extract.weights_dir)
+    check_licences(config.extract, "embed")
     images, faces = lake.current("images"), lake.current("faces")
     if images is None or faces is None:
         raise UsageError(

@@ -7,6 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from facescale.driver.models_used import (
+    access_for_workers,
+    card_to_run,
+    cards_used,
+    check_licences,
+    fetch_weights,
+    licences_of,
+)
 from facescale.errors import MismatchError, UsageError
 from facescale.lake.fingerprint import fingerprint
 from facescale.lake.parts import TableVersion, list_done
@@ -29,7 +37,7 @@ if TYPE_CHECKING:
 
 def embedding_settings(config: ExtractConfig, *, pixels: str) -> dict[str, Any]:
     """The settings that change embeddings; `pixels` is "source" (during extract) or "crops" (afterwards)."""
-    embedder = card(config.embedder, "embedder").preferring(config.runtime)
+    embedder = card_to_run(config.embedder, "embedder", config.runtime)
     return {
         "embedder": embedder.name,
         "embedder_sha256": embedder.sha256,
@@ -61,12 +69,14 @@ def run_embed(context: JobContext) -> StageSummary:
     import_plugins(config.plugins)
     use_weights_folder(config.weights_dir)
     refuse_imported(lake, "embed")
+    check_licences(config, "embed")
     faces, crops, images = lake.current("faces"), lake.current("crops"), lake.current("images")
     if faces is None or crops is None or images is None:
         raise UsageError(
             f"{lake.uri} has no finished faces yet: run `facescale extract SRC {lake.uri}` first"
         )
     _check_scheme(lake, faces, config.embedder)
+    fetch_weights(context.config, "embed", context.reporter)
     output = embedding_version(lake, config, faces=faces, pixels="crops")
     lake.write_version(
         output,
@@ -74,6 +84,7 @@ def run_embed(context: JobContext) -> StageSummary:
         settings=embedding_settings(config, pixels="crops"),
         revision=stage_module.REVISION,
         inputs={"faces": faces.fingerprint, "crops": crops.fingerprint},
+        licences=licences_of(cards_used(config, "embed")),
     )
     wanted, done = list_done(lake.store, images), list_done(lake.store, output)
 
@@ -91,6 +102,7 @@ def run_embed(context: JobContext) -> StageSummary:
         plugins=config.plugins,
         runtime=config.runtime,
         weights_dir=config.weights_dir,
+        models=access_for_workers(config, "embed"),
     )
     summary = context.map(
         EmbedStage(settings, lake.store, faces=faces, crops=crops, output=output),

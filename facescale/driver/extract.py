@@ -11,12 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from facescale.driver.embed import embedding_settings, embedding_version, run_embed
 from facescale.driver.failures import find_failures
+from facescale.driver.models_used import (
+    access_for_workers,
+    card_to_run,
+    cards_used,
+    check_licences,
+    licences_of,
+)
 from facescale.errors import CorruptError, UsageError
 from facescale.lake.fingerprint import fingerprint
 from facescale.lake.parts import DoneParts, TableVersion, list_done
 from facescale.lake.scan import count_rows, sum_counters
 from facescale.models.registry import card, choose_scheme
-from facescale.models.weights import use_weights_folder
+from facescale.models.weights import use_weights_folder, with_digest
 from facescale.sources.plan import PlanReport, SourcePart, plan_sources, planned_parts, planned_rows
 from facescale.sources.vector_plan import refuse_imported
 from facescale.vision import extract as stage_module
@@ -59,6 +66,7 @@ def plan_extract(lake: Lake, config: ExtractConfig, report: PlanReport) -> Extra
     """Name the versions that these settings make, and find out what is done. Reads one listing per table."""
     import_plugins(config.plugins)
     use_weights_folder(config.weights_dir)
+    check_licences(config, "extract")
     requested, settings = extract_settings(config)
     name = fingerprint("extract", settings, stage_module.REVISION, {})
     images, faces, crops = (TableVersion(table, name) for table in ("images", "faces", "crops"))
@@ -79,7 +87,7 @@ def extract_settings(config: ExtractConfig) -> tuple[dict[str, Any], dict[str, A
     They share one fingerprint because a part's tables are written and committed together; so another quality scorer,
     which changes faces alone, makes all of them anew, and the embeddings, whose ids refer to those faces.
     """
-    detector = card(config.detector, "detector").preferring(config.runtime)
+    detector = card_to_run(config.detector, "detector", config.runtime)
     landmarker, embedder = card(config.landmarker, "landmarker"), card(config.embedder, "embedder")
     scheme, from_detector = choose_scheme(detector, landmarker, embedder)
     check_quality_scorer(config.quality_scorer)
@@ -97,7 +105,7 @@ def extract_settings(config: ExtractConfig) -> tuple[dict[str, Any], dict[str, A
     if config.det_threshold is not None:
         requested["det_threshold"] = config.det_threshold
     if not from_detector:
-        requested |= {"landmarker": landmarker.name, "landmarker_sha256": landmarker.sha256}
+        requested |= {"landmarker": landmarker.name, "landmarker_sha256": with_digest(landmarker).sha256}
     return requested, requested | {"precision": config.arithmetic}
 
 
@@ -202,6 +210,7 @@ def other_settings(lake: Lake, plan: ExtractPlan) -> str | None:
 
 def record_versions(lake: Lake, plan: ExtractPlan, config: ExtractConfig) -> None:
     """Write what made each version into its folder, once."""
+    licences = licences_of(cards_used(config, "extract"))
     for version in (plan.versions.images, plan.versions.faces, plan.versions.crops):
         lake.write_version(
             version,
@@ -210,6 +219,7 @@ def record_versions(lake: Lake, plan: ExtractPlan, config: ExtractConfig) -> Non
             revision=stage_module.REVISION,
             inputs={},
             requested=plan.requested,
+            licences=licences,
         )
     if plan.versions.embeddings is not None:
         lake.write_version(
@@ -218,6 +228,7 @@ def record_versions(lake: Lake, plan: ExtractPlan, config: ExtractConfig) -> Non
             settings=embedding_settings(config, pixels="source"),
             revision=stage_module.REVISION,
             inputs={"faces": plan.versions.faces.fingerprint},
+            licences=licences_of(cards_used(config, "embed")),
         )
 
 
@@ -263,6 +274,7 @@ def _stage_settings(c: ExtractConfig, device: str) -> ExtractSettings:
         runtime=c.runtime,
         det_threshold=c.det_threshold,
         weights_dir=c.weights_dir,
+        models=access_for_workers(c, "extract"),
     )
 
 

@@ -191,6 +191,7 @@ class Lake:
         revision: int,
         inputs: Mapping[str, str],
         requested: Mapping[str, Any] | None = None,
+        licences: Mapping[str, Any] | None = None,
     ) -> None:
         """Write a version's _version.json unless it is there: the same fingerprint means the same content.
 
@@ -201,6 +202,7 @@ class Lake:
             revision: the stage's REVISION.
             inputs: fingerprint of each input version, by table name.
             requested: the settings as asked for ("auto" kept), when they differ.
+            licences: those of the models that make it, by model; no part of the fingerprint.
         """
         described = {
             "table": version.table,
@@ -213,6 +215,7 @@ class Lake:
             "inputs": dict(inputs),
             "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds"),
             "created_by": creator(),
+            **({} if licences is None else {"licences": dict(licences)}),
         }
         text = json.dumps(described, indent=2, sort_keys=True) + "\n"
         self.store.write_bytes(f"{version.folder}/{VERSION_FILE}", text.encode(), if_absent=True)

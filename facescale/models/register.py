@@ -112,6 +112,16 @@ def check_onnx(card: ModelCard, path: Path) -> tuple[str, ...]:
         )
     if card.task == "embedder":
         _run_embedder(card, path, session, shape, told[0])
+    if isinstance(shape[0], int) and card.task == "embedder":
+        if shape[0] != 1:
+            raise UsageError(
+                f"{path}: the network takes {shape[0]} chips at a time, no more and no less: export "
+                "it with a free batch dimension"
+            )
+        return (
+            *told,
+            "it takes one chip at a time: run it with extract.embed_batch 1, or export it with a free batch",
+        )
     return told
 
 

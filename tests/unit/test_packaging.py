@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -15,6 +16,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+
+from facescale.models import card
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -82,7 +85,7 @@ def test_wheel_works_without_the_checkout(wheel: zipfile.ZipFile, tmp_path: Path
     assert done.returncode == 0, done.stderr
     where, tables, cards = done.stdout.splitlines()
     assert Path(where).is_relative_to(tmp_path)
-    assert set(tables.split()) == {path.stem for path in (ROOT / "schemas").glob("*.yaml")}
+    assert set(tables.split()) == {path.stem for path in (ROOT / "schemas").glob("*.yaml")} - {"model"}
     assert {"dlib_mmod", "dlib_5pt", "dlib_resnet"} <= set(cards.split())
 
 
@@ -114,12 +117,34 @@ def test_rendered_pages_are_up_to_date() -> None:
 
 def test_table_page_names_every_column() -> None:
     page = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
-    for path in sorted((ROOT / "schemas").glob("*.yaml")):
+    for path in sorted(set((ROOT / "schemas").glob("*.yaml")) - {ROOT / "schemas" / "model.yaml"}):
         table = yaml.safe_load(path.read_text(encoding="utf-8"))
         section = page.partition(f"\n## {table['table']}\n")[2].partition("\n## ")[0]
         assert [f"| `{column['name']}` |" in section for column in table["columns"]] == [True] * len(
             table["columns"]
         )
+
+
+def test_the_schema_of_cards_is_that_of_the_code() -> None:
+    """Names, order, required fields, allowed values and kinds of schemas/model.yaml and of ModelCard."""
+    schema = yaml.safe_load((ROOT / "schemas" / "model.yaml").read_text(encoding="utf-8"))["fields"]
+    fields = dataclasses.fields(card.ModelCard)
+    assert [entry["name"] for entry in schema] == [field.name for field in fields]
+    allowed = {"task": card.TASKS, "channel_order": card.CHANNEL_ORDERS, "format": card.FORMATS}
+    kinds = {
+        "str": "string",
+        "bool": "bool",
+        "int": "int",
+        "float": "number",
+        "tuple[str, ...]": "list of string",
+        "tuple[float, ...]": "number or 3 numbers",
+    }
+    for entry, field in zip(schema, fields, strict=True):
+        needed = field.default is field.default_factory is dataclasses.MISSING
+        assert entry.get("required", False) is needed, field.name
+        assert tuple(entry.get("values", ())) == allowed.get(field.name, ()), field.name
+        kind = str(field.type).removesuffix(" | None")
+        assert entry["type"] == ("mapping" if kind.startswith("Mapping") else kinds[kind]), field.name
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,69 @@
+"""ONNX files that tests make byte by byte: a network without weights that says how bright a chip is where."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def _number(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _field(key: int, value: int | str | bytes) -> bytes:
+    """One field of a protocol buffer message."""
+    if isinstance(value, int):
+        return _number(key << 3) + _number(value)
+    content = value.encode() if isinstance(value, str) else value
+    return _number(key << 3 | 2) + _number(len(content)) + content
+
+
+def _value(name: str, shape: Sequence[int | str], kind: int = 1) -> bytes:
+    dims = b"".join(_field(1, _field(1 if isinstance(size, int) else 2, size)) for size in shape)
+    return _field(1, name) + _field(2, _field(1, _field(1, kind) + _field(2, dims)))
+
+
+def _ints(name: str, values: Sequence[int]) -> bytes:
+    return _field(1, name) + b"".join(_field(8, value) for value in values) + _field(20, 7)
+
+
+def pooling_network(
+    side: int = 112,
+    cells: int = 2,
+    *,
+    batch: int | str = "N",
+    channels: int = 3,
+    free_side: bool = False,
+    kind: int = 1,
+) -> bytes:
+    """An ONNX file: N × 3 × side × side in, the mean of each of cells × cells fields and channels out, N × 3·cells².
+
+    Args:
+        side: of the input, px; a multiple of `cells`.
+        cells: fields in a row.
+        batch: size of the batch, or a name for any.
+        channels: of the input.
+        free_side: height and width are free in the file.
+        kind: ONNX's number of the element type; 1 is float32.
+    """
+    field = side // cells
+    pool = b"".join(_field(5, _ints(name, (field, field))) for name in ("kernel_shape", "strides"))
+    nodes = (
+        _field(1, "chips") + _field(2, "pooled") + _field(4, "AveragePool") + pool,
+        _field(1, "pooled") + _field(2, "descriptor") + _field(4, "Flatten"),
+    )
+    sides: tuple[int | str, ...] = ("H", "W") if free_side else (side, side)
+    graph = (
+        b"".join(_field(1, node) for node in nodes)
+        + _field(2, "pooling")
+        + _field(11, _value("chips", (batch, channels, *sides), kind))
+        + _field(12, _value("descriptor", (batch, "D"), kind))
+    )
+    opset = _field(1, "") + _field(2, 13)
+    return _field(1, 8) + _field(8, opset) + _field(7, graph)
