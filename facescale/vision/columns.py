@@ -57,7 +57,7 @@ class Item:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class CutFaces:
-    """The faces of one image as the lake keeps them.
+    """The faces of some images as the lake keeps them.
 
     Args:
         jpegs: bytes of each crop.
