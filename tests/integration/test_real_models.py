@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 import facescale
+from facescale.config.job import JobConfig
 from facescale.errors import MismatchError, UsageError
 from facescale.lake.ids import image_id_of
 from facescale.lake.lake import Lake
 from facescale.models.registry import card, choose_scheme
+from facescale.pipeline import run_job
 
 PAIR = {"detector": "yunet_n", "embedder": "mobilefacenet"}
 
@@ -123,3 +125,21 @@ def test_a_higher_threshold_makes_another_version_with_fewer_faces(
     assert len(scores) == (before > 0.93).sum() < len(before)
     first, second = Lake.open(strict).current("images"), Lake.open(lake).current("images")
     assert first is not None and first != second
+
+
+def test_tables_do_not_depend_on_how_the_work_is_cut(
+    lake: str, photos: Path, shared_root: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "cut.lake"
+    where = shared_root / "models"
+    sizes = {"micro_batch": 5, "embed_batch": 3, "decode_threads": 3, "weights_dir": str(where), **PAIR}
+    config = {
+        "src": str(photos),
+        "lake": str(other),
+        "extract": sizes,
+        "engine": {"workers": 0, "threads": 2},
+    }
+    assert run_job("extract", JobConfig.model_validate(config)).exit_code == 0
+    for table, model in (("images", None), ("faces", None), ("crops", None), ("embeddings", "mobilefacenet")):
+        first, second = (facescale.Lake.open(at).table(table, model=model) for at in (lake, other))
+        assert first.num_rows >= 24 and first.equals(second)
