@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from facescale.cli_options import JsonFlag, Offline, Plugin, Precision, Runtime, Verbose, set_up_logging
+
+if TYPE_CHECKING:
+    from facescale.driver.models import ModelRow, Pulled
 
 models_app = typer.Typer(
     help="The models facescale knows, their weights, and your own.", no_args_is_help=True
@@ -41,7 +44,7 @@ def models_list(
             row.name,
             row.task,
             ", ".join(row.runtimes),
-            row.licence + (" (not for commercial use)" if row.non_commercial else ""),
+            _licence(row),
             "" if row.size_bytes is None else console.human_bytes(row.size_bytes),
             row.weights,
         )
@@ -104,11 +107,12 @@ def models_pull(
             row.runtime,
             console.human_bytes(row.size_bytes),
             "downloaded" if row.downloaded else "was here",
+            _licence(row),
             row.path,
         )
         for row in rows
     ]
-    console.print_table(out, ["name", "for", "size", "", "weights"], table)
+    console.print_table(out, ["name", "for", "size", "", "licence", "weights"], table)
 
 
 @models_app.command("verify")
@@ -215,6 +219,10 @@ def models_bench(
     ]
     head = ["batch", "median ms", "fastest ms", f"{speed.unit}/s", "calls"]
     console.print_table(out, head, table)
+
+
+def _licence(row: ModelRow | Pulled) -> str:
+    return row.licence + (" (not for commercial use)" if row.non_commercial else "")
 
 
 def _import(plugins: list[str] | None) -> None:

@@ -304,10 +304,10 @@ def _open_for_extract(config: JobConfig, reporter: Reporter) -> Any:
     import_plugins(config.extract.plugins)
     use_weights_folder(config.extract.weights_dir)
     check_licences(config.extract, "extract")
-    extract_settings(config.extract)
     label_spec(config.labels)  # without its column a label file must not cost a crawl's work first
     check_source(config.src)
     fetch_weights(config, "extract", reporter)
+    extract_settings(config.extract)
     return Lake.open_or_create(config.lake)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A model in short; `weights` is a path, "to download", or what is missing."""
+    """A model in short; `weights` is a path, "to download", "by hand: SOURCE", or what is missing."""
 
     name: str
     task: str
@@ -68,6 +68,8 @@ class Pulled:
     path: str
     size_bytes: int
     downloaded: bool
+    licence: str
+    non_commercial: bool
 
 
 def list_models(task: str | None = None) -> list[ModelRow]:
@@ -111,8 +113,8 @@ def show_model(name: str) -> ModelDetails:
 def _where(known: ModelCard) -> str:
     try:
         return str(local_weights(known))
-    except MissingWeightsError as error:
-        return "to download" if known.urls else f"missing: {error}"
+    except MissingWeightsError:
+        return "to download" if known.urls else f"by hand: {known.source}"
     except FacescaleError as error:
         return f"missing: {error}"
 
@@ -153,7 +155,15 @@ def _pull(known: ModelCard, progress: Callable[[str], Progress] | None) -> Pulle
             raise
         path = fetch(known, progress=progress(known.name) if progress else None)
         downloaded = True
-    return Pulled(known.name, known.backend, str(path), path.stat().st_size, downloaded)
+    return Pulled(
+        known.name,
+        known.backend,
+        str(path),
+        path.stat().st_size,
+        downloaded,
+        known.licence,
+        known.non_commercial,
+    )
 
 
 def verify_models(names: Sequence[str] | None = None) -> list[Verified]:

@@ -34,7 +34,8 @@ def card_to_run(name: str, task: str, runtime: str = "auto") -> ModelCard:
     Raises:
         FacescaleError: no such model, or a card without sha256 whose weights cannot be found.
     """
-    return _with_digest(card(name, task), runtime).preferring(runtime)
+    found = card(name, task)
+    return with_digest(found, found.preferring(runtime).backend).preferring(runtime)
 
 
 def cards_used(config: ExtractConfig, job: str) -> list[ModelCard]:
@@ -42,14 +43,12 @@ def cards_used(config: ExtractConfig, job: str) -> list[ModelCard]:
 
     Returns:
         Whole cards, with their variants, and with the sha256 of the files that are run.
+
+    Raises:
+        MismatchError: nothing gives the landmarks that the embedder needs.
+        FacescaleError: as `card_to_run`.
     """
-    embedder = card(config.embedder, "embedder")
-    if job == "embed":
-        return [_with_digest(embedder, config.runtime)]
-    detector, landmarker = card(config.detector, "detector"), card(config.landmarker, "landmarker")
-    _, from_detector = choose_scheme(detector, landmarker, embedder)
-    used = [_with_digest(detector, config.runtime), _with_digest(embedder, config.runtime)]
-    return used if from_detector else [*used, with_digest(landmarker)]
+    return [with_digest(used, runtime) for used, runtime in _models(config, job)]
 
 
 def access_for_workers(config: ExtractConfig, job: str) -> ModelAccess:
@@ -63,10 +62,13 @@ def access_for_workers(config: ExtractConfig, job: str) -> ModelAccess:
 def check_licences(config: ExtractConfig, job: str) -> None:
     """Refuse models whose licence forbids commercial use, until the user says that it allows theirs.
 
+    Nothing is read or downloaded for it.
+
     Raises:
         UsageError: there is such a model, and `accept_license` is not set.
     """
-    refused = [used for used in cards_used(config, job) if used.non_commercial and not config.accept_license]
+    models = [used for used, _ in _models(config, job)]
+    refused = [used for used in models if used.non_commercial and not config.accept_license]
     if refused:
         told = "; ".join(
             f"{used.task} {used.name} is under {used.licence} ({used.source})" for used in refused
@@ -96,9 +98,8 @@ def fetch_weights(config: JobConfig, job: str, reporter: Reporter) -> None:
     Raises:
         FacescaleError: they cannot be had. Where workers run on other machines, which may have them, that is a warning.
     """
-    extract = config.extract
-    for used in cards_used(extract, job):
-        running = used.preferring(extract.runtime)
+    for used, runtime in _models(config.extract, job):
+        running = used.for_backend(runtime)
         if not running.urls:  # the model itself says what it lacks; a plug-in's may need no file
             continue
         try:
@@ -114,5 +115,16 @@ def fetch_weights(config: JobConfig, job: str, reporter: Reporter) -> None:
             reporter.warn(f"{error}; the cluster's machines need them")
 
 
-def _with_digest(found: ModelCard, runtime: str) -> ModelCard:
-    return with_digest(found, runtime if runtime in found.backends else None)
+def _models(config: ExtractConfig, job: str) -> list[tuple[ModelCard, str]]:
+    """Cards of the models that a job runs, as they are registered, and what runs each."""
+
+    def with_runtime(found: ModelCard) -> tuple[ModelCard, str]:
+        return found, found.preferring(config.runtime).backend
+
+    embedder = card(config.embedder, "embedder")
+    if job == "embed":
+        return [with_runtime(embedder)]
+    detector, landmarker = card(config.detector, "detector"), card(config.landmarker, "landmarker")
+    _, from_detector = choose_scheme(detector, landmarker, embedder)
+    used = [with_runtime(detector), with_runtime(embedder)]
+    return used if from_detector else [*used, (landmarker, landmarker.backend)]

@@ -21,6 +21,7 @@ from urllib.parse import quote
 from facescale.errors import CorruptError, DownloadError, FacescaleError, TransientError, UsageError
 from facescale.lake.storage_errors import DiskFullError
 from facescale.models.access import OFFLINE_VARIABLE, is_offline
+from facescale.models.ask import shown
 from facescale.models.cache import (
     CACHE_VARIABLE,
     archive_path,
@@ -33,7 +34,7 @@ from facescale.models.cache import (
     stored_path,
     writing,
 )
-from facescale.models.transfer import LIMIT_BYTES, Expected, Received, discard, download, shown
+from facescale.models.transfer import LIMIT_BYTES, Expected, Received, discard, download
 
 if TYPE_CHECKING:
     from collections.abc import Callable

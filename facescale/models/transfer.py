@@ -6,25 +6,20 @@ arrives. Errors that time can mend are tried again, all others are final. Called
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import http.client
 import json
 import logging
 import random
 import re
-import socket
-import ssl
 import time
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Any
 
 import facescale
 from facescale.errors import CorruptError, DownloadError, TransientError
 from facescale.lake.storage_errors import DiskFullError
+from facescale.models.ask import AgainError, RangeError, open_url, shown, words_of
 from facescale.models.cache import write_file, writing
 
 if TYPE_CHECKING:
@@ -40,14 +35,12 @@ TIMEOUT_S = 30.0
 STALL_S = 60.0
 """Span over which less than STALL_BYTES is as good as nothing."""
 STALL_BYTES = 4096
-MAX_REDIRECTS = 8
 ATTEMPTS = 5
 """Failures in a row, without progress between them, after which an address is given up."""
 MAX_ATTEMPTS = 100
 """Failures altogether."""
 _CHUNK_BYTES = 1 << 18
 _PROGRESS_BYTES = 1 << 16
-_TRANSIENT_CODES = frozenset({408, 425, 429, 500, 502, 503, 504})
 _LONGEST_DELAY_S = 60.0
 _log = logging.getLogger(__name__)
 
@@ -116,7 +109,7 @@ def download(
         except DiskFullError:
             discard(partial)
             raise
-        except _AgainError as error:
+        except AgainError as error:
             failures = 1 if _size(partial) >= before + _PROGRESS_BYTES else failures + 1
             last = str(error)
             if failures >= ATTEMPTS:
@@ -133,113 +126,6 @@ def discard(partial: Path) -> None:
     """Remove a partial file and what is noted of it."""
     partial.unlink(missing_ok=True)
     _note_path(partial).unlink(missing_ok=True)
-
-
-def shown(url: str) -> str:
-    """A URL for messages and records: without user, password and query, which may hold secrets."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-class _AgainError(Exception):
-    """Worth another attempt; `delay_s` None is the usual delay, 0 none."""
-
-    def __init__(self, what: str, delay_s: float | None = None) -> None:
-        super().__init__(what)
-        self.delay_s = delay_s
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects, but never from https to http or out of HTTP."""
-
-    max_redirections = MAX_REDIRECTS
-    max_repeats = 2
-
-    def redirect_request(
-        self, req: Any, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        before, after = urlsplit(req.full_url).scheme, urlsplit(newurl).scheme
-        if after not in ("http", "https") or (before == "https" and after == "http"):
-            fp.close()
-            raise DownloadError(
-                f"{shown(req.full_url)} redirects from {before} to {after} ({shown(newurl)}), which is not followed"
-            )
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _open(url: str, headers: dict[str, str], timeout_s: float) -> http.client.HTTPResponse:
-    """Send a request, through the proxies that the environment names; other schemes than HTTP have no handler."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPErrorProcessor(),
-        _Redirects(),
-    ):
-        opener.add_handler(handler)
-    try:
-        request = urllib.request.Request(_without_user(url), headers=headers)
-        if authorization := _authorization(url):
-            request.add_unredirected_header("Authorization", authorization)  # for this server, no other
-        answer: http.client.HTTPResponse | None = opener.open(request, timeout=timeout_s)
-    except urllib.error.HTTPError as error:
-        with error:
-            raise _http_error(url, error) from error
-    except urllib.error.URLError as error:
-        raise _url_error(url, error.reason) from error
-    except (http.client.InvalidURL, ValueError) as error:
-        raise DownloadError(f"{shown(url)}: not an address that can be asked: {error}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _AgainError(_words(error)) from error
-    if answer is None:
-        raise DownloadError(f"{shown(url)}: only http and https addresses can be asked")
-    return answer
-
-
-def _without_user(url: str) -> str:
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-def _authorization(url: str) -> str | None:
-    """What a server wants to see of the user and password in its address, None where there are none."""
-    user = urlsplit(url).netloc.rpartition("@")[0]
-    return "Basic " + base64.b64encode(unquote(user).encode()).decode() if user else None
-
-
-def _http_error(url: str, error: urllib.error.HTTPError) -> Exception:
-    if error.code == 416:
-        return _RangeError("the server has no more of it")
-    if error.code in _TRANSIENT_CODES:
-        text = error.headers.get("Retry-After", "") if error.headers else ""
-        return _AgainError(f"HTTP {error.code}", float(text) if text.isdigit() and int(text) else None)
-    if 300 <= error.code < 400:
-        return DownloadError(
-            f"{shown(url)}: redirects in circles, more than {MAX_REDIRECTS} times, or out of HTTP"
-        )
-    return DownloadError(f"{shown(url)}: HTTP {error.code} {error.reason}")
-
-
-def _url_error(url: str, reason: Any) -> Exception:
-    if isinstance(reason, ssl.SSLCertVerificationError):
-        return DownloadError(f"{shown(url)}: its certificate is not valid: {reason.verify_message}")
-    if isinstance(reason, socket.gaierror) and reason.errno == socket.EAI_NONAME:
-        return DownloadError(f"{shown(url)}: there is no such host")
-    if isinstance(reason, OSError):
-        return _AgainError(_words(reason))
-    return DownloadError(f"{shown(url)}: {reason}")
-
-
-def _words(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return "no answer in time"
-    return str(error) or type(error).__name__
-
-
-class _RangeError(Exception):
-    """The server cannot go on from where the partial file ends."""
 
 
 def _attempt(url: str, partial: Path, expected: Expected, timeout_s: float, progress: Progress) -> Received:
@@ -259,10 +145,10 @@ def _attempt(url: str, partial: Path, expected: Expected, timeout_s: float, prog
         if note.get("url") == url and note.get("validator"):
             headers["If-Range"] = note["validator"]
     try:
-        response = _open(url, headers, timeout_s)
-    except _RangeError as error:
+        response = open_url(url, headers, timeout_s)
+    except RangeError as error:
         discard(partial)
-        raise _AgainError(str(error), 0) from error
+        raise AgainError(str(error), 0) from error
     with response:
         start, total = _extent(url, response, offset, note, partial)
         _check_answer(url, response, start, total, expected)
@@ -273,12 +159,12 @@ def _attempt(url: str, partial: Path, expected: Expected, timeout_s: float, prog
         digest = _hash_of(partial) if start else hashlib.sha256()
         size = _receive(url, response, partial, digest, start, total, expected, progress)
     if total is not None and size < total:
-        raise _AgainError(f"the connection ended after {size:,} of {total:,} bytes")
+        raise AgainError(f"the connection ended after {size:,} of {total:,} bytes")
     found = digest.hexdigest()
     if expected.sha256 not in (None, found) or expected.size_bytes not in (None, size):
         discard(partial)
         if start:  # the first bytes may be another file's
-            raise _AgainError("what was there before and what came do not make the file", 0)
+            raise AgainError("what was there before and what came do not make the file", 0)
         raise CorruptError(
             f"{shown(url)} gave {size:,} bytes with sha256 {found}, not the expected "
             f"{'' if expected.size_bytes is None else f'{expected.size_bytes:,} bytes with '}{expected.sha256}: the "
@@ -300,7 +186,7 @@ def _extent(
         )
         if match is None or int(match[1]) != offset or not same:
             discard(partial)
-            raise _AgainError("the server gave another part or another file than asked for", 0)
+            raise AgainError("the server gave another part or another file than asked for", 0)
         return offset, None if match[3] == "*" else int(match[3])
     if response.status != 200:
         raise DownloadError(f"{shown(url)}: HTTP {response.status} where a file was expected")
@@ -366,7 +252,7 @@ def _receive(
             progress(size, total)
             if (now := time.monotonic()) - window_since >= STALL_S:
                 if size - window_start < STALL_BYTES:
-                    raise _AgainError(f"only {size - window_start} bytes in {STALL_S:.0f} s")
+                    raise AgainError(f"only {size - window_start} bytes in {STALL_S:.0f} s")
                 window_start, window_since = size, now
         with writing(partial):
             stream.flush()
@@ -377,7 +263,7 @@ def _read(response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read1(_CHUNK_BYTES)
     except (OSError, http.client.HTTPException) as error:
-        raise _AgainError(f"the connection broke: {_words(error)}") from error
+        raise AgainError(f"the connection broke: {words_of(error)}") from error
 
 
 def _validator(response: http.client.HTTPResponse) -> str:

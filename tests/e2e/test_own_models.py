@@ -81,17 +81,20 @@ def test_the_documented_card_registers_and_runs(home: Path) -> None:
     assert refused.code == 2 and "--accept-license" in refused.err
 
 
-def test_a_model_is_downloaded_when_a_job_needs_it(home: Path) -> None:
+def test_a_model_is_downloaded_when_a_job_needs_it(home: Path, caplog: pytest.LogCaptureFixture) -> None:
     lake, content = home / "lake", pooling_network(150, 3)
     with weights_server() as server:
         server.files["/mine.onnx"] = (content, '"tag"')
         (home / "cards").mkdir()
         (home / "cards" / "served.yaml").write_text(
-            "{name: served, task: embedder, architecture: onnx, file: mine.onnx, licence: MIT, non_commercial: false, "
+            "{name: served, task: embedder, architecture: onnx, file: mine.onnx, licence: NC, non_commercial: true, "
             "source: here, input_size: 150, template: dlib_150, landmark_scheme: dlib5, dim: 27, "
             f"urls: ['{server.url('/mine.onnx')}']}}"
         )
         command = ("extract", home / "photos", lake, "--embedder", "served", *FAST)
+        refused = facescale(*command)
+        assert refused.code == 2 and "--accept-license" in refused.err and server.requests == []
+        command = (*command, "--accept-license")
         refused = facescale(*command, "--offline")
         assert refused.code == 2 and "models pull served" in refused.err and not lake.exists()
         server.files.clear()
@@ -100,6 +103,8 @@ def test_a_model_is_downloaded_when_a_job_needs_it(home: Path) -> None:
         server.files["/mine.onnx"] = (content, '"tag"')
         done = facescale(*command)
         assert done.code == 0, done.err
+        assert re.search(r"served: downloading its weights from \S+mine.onnx \(NC\)", done.err)
+        assert "gives no sha256" in caplog.text
         pulled = facescale("models", "pull", "served", "--json")
         assert (pulled.json[0]["downloaded"], pulled.code) == (False, 0)
         shown = facescale("models", "show", "served", "--json").json

@@ -32,10 +32,10 @@ from weights_server import (
 
 from facescale.errors import CorruptError, DownloadError, TransientError, UsageError
 from facescale.lake.storage_errors import DiskFullError
-from facescale.models import cache, transfer
+from facescale.models import ask, cache, transfer
 from facescale.models.card import ModelCard, card_from_mapping
 from facescale.models.fetch import fetch
-from facescale.models.transfer import Expected, download, shown
+from facescale.models.transfer import Expected, download
 from facescale.models.weights import find_weights, local_weights, read_weights, verify, with_digest
 
 if TYPE_CHECKING:
@@ -270,7 +270,7 @@ def test_redirects_are_followed_within_limits(server: WeightsServer, naps: list[
 
 def test_a_redirect_to_plain_http_is_refused() -> None:
     request = urllib.request.Request("https://user:secret@example.org/a")
-    handler = transfer._Redirects()
+    handler = ask.Redirects()
     assert handler.redirect_request(request, io.BytesIO(), 302, "", {}, "https://example.com/b") is not None
     with pytest.raises(DownloadError, match=r"https://example.org/a redirects from https to http") as caught:
         handler.redirect_request(request, io.BytesIO(), 302, "", {}, "http://example.com/b")
@@ -572,7 +572,7 @@ def test_bad_archives_are_refused_and_not_kept(
 
 
 def test_addresses_are_shown_without_secrets() -> None:
-    assert shown("https://me:pw@example.org:8443/a/b.bin?token=t#x") == "https://example.org:8443/a/b.bin"
+    assert ask.shown("https://me:pw@example.org:8443/a/b.bin?token=t#x") == "https://example.org:8443/a/b.bin"
 
 
 @pytest.mark.parametrize("change", [{"urls": ["s3://bucket/toy"]}, {"file": "models/.."}, {"file": "x/"}])

@@ -230,7 +230,9 @@ def test_list_show_verify_pull(home: Path) -> None:
     rows = {row.name: row for row in list_models()}
     assert (rows["mine"].non_commercial, rows["mine"].runtimes) == (True, ["onnx"])
     assert Path(rows["mine"].weights).is_file()
-    assert rows["yunet_n"].weights == "to download" and rows["mobilefacenet"].weights.startswith("missing")
+    assert rows["yunet_n"].weights == "to download" and rows["mobilefacenet"].weights.startswith(
+        "by hand: https://"
+    )
     assert {row.task for row in list_models("embedder")} == {"embedder"}
     shown = show_model("mine")
     assert shown.from_file == str(home / "cards" / "mine.yaml")
