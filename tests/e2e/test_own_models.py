@@ -114,3 +114,20 @@ def test_a_model_is_downloaded_when_a_job_needs_it(home: Path, caplog: pytest.Lo
     again = facescale(*command, "--offline", "--json")
     assert again.code == 0 and again.json["stages"][0]["parts_run"] == 0
     assert len(versions(lake, "embeddings")) == 1
+
+
+def test_workers_need_no_card_of_their_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machines of a cluster have the weights, in a folder that they share, but not the user's cards."""
+    lake, weights = home / "lake", home / "mine.onnx"
+    weights.write_bytes(pooling_network(150, 3))
+    (home / "mine.yaml").write_text(
+        "{name: mine, task: embedder, architecture: onnx, licence: MIT, non_commercial: false, source: here, "
+        "input_size: 150, template: dlib_150, landmark_scheme: dlib5, dim: 27}"
+    )
+    assert facescale("models", "register", weights, "--card", home / "mine.yaml").code == 0
+    monkeypatch.setenv("FACESCALE_CARDS", str(home / "nothing here"))  # what Ray's workers inherit
+    flags = ("--embedder", "mine", "--min-face-px", "80", "--threads", "1", "--workers", "1")
+    done = facescale("extract", home / "photos", lake, *flags)
+    assert done.code == 0, done.err
+    (made,) = versions(lake, "embeddings")
+    assert made["settings"]["embedder_sha256"] == hashlib.sha256(pooling_network(150, 3)).hexdigest()
