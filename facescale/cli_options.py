@@ -49,6 +49,13 @@ DetThreshold = Annotated[
 Runtime = Annotated[
     str | None, typer.Option(help="auto, torch or onnx: what runs models with weights for both.")
 ]
+Accelerate = Annotated[
+    str | None, typer.Option(help="none, compile, cuda_graphs or tensorrt: how embedders run.")
+]
+Flip = Annotated[bool, typer.Option("--flip", help="Embed faces as they are and mirrored; the mean counts.")]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Open weights that can run code: TorchScript, exported, pickled.")
+]
 WeightsDir = Annotated[
     str | None, typer.Option(help="Folder with weights, known by their sha256; else FACESCALE_WEIGHTS.")
 ]

@@ -41,6 +41,7 @@ def pooling_network(
     channels: int = 3,
     free_side: bool = False,
     kind: int = 1,
+    layout: str = "nchw",
 ) -> bytes:
     """An ONNX file: N × 3 × side × side in, the mean of each of cells × cells fields and channels out, N × 3·cells².
 
@@ -50,19 +51,29 @@ def pooling_network(
         batch: size of the batch, or a name for any.
         channels: of the input.
         free_side: height and width are free in the file.
-        kind: ONNX's number of the element type; 1 is float32.
+        kind: ONNX's number of the element type; 1 is float32, 10 float16.
+        layout: of the input, nchw or nhwc.
     """
     field = side // cells
     pool = b"".join(_field(5, _ints(name, (field, field))) for name in ("kernel_shape", "strides"))
+    is_last = layout == "nhwc"
+    turn = (
+        _field(1, "chips")
+        + _field(2, "turned")
+        + _field(4, "Transpose")
+        + _field(5, _ints("perm", (0, 3, 1, 2)))
+    )
     nodes = (
-        _field(1, "chips") + _field(2, "pooled") + _field(4, "AveragePool") + pool,
+        *([turn] if is_last else []),
+        _field(1, "turned" if is_last else "chips") + _field(2, "pooled") + _field(4, "AveragePool") + pool,
         _field(1, "pooled") + _field(2, "descriptor") + _field(4, "Flatten"),
     )
     sides: tuple[int | str, ...] = ("H", "W") if free_side else (side, side)
+    shape = (batch, *sides, channels) if is_last else (batch, channels, *sides)
     graph = (
         b"".join(_field(1, node) for node in nodes)
         + _field(2, "pooling")
-        + _field(11, _value("chips", (batch, channels, *sides), kind))
+        + _field(11, _value("chips", shape, kind))
         + _field(12, _value("descriptor", (batch, "D"), kind))
     )
     opset = _field(1, "") + _field(2, 13)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from facescale.api.jobs import run_job
+from facescale.api.call import run_job
 
 if TYPE_CHECKING:
-    from facescale.api.jobs import LakeLike, PathLike
+    from facescale.api.call import LakeLike, PathLike
     from facescale.config.job import JobConfig
     from facescale.driver.context import JobSummary, Reporter
 

@@ -13,21 +13,17 @@ failed, returns: look at `exit_code` of the summary (0 done, 3 too many failures
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from facescale import pipeline
-from facescale.config.flags import everywhere, job_overrides
-from facescale.config.job import JobConfig
-from facescale.config.load import load_config
-from facescale.lake.lake import Lake as AnyLake
+from facescale.api.call import run_job, settings_of
+from facescale.config.flags import everywhere
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
+    from facescale.api.call import LakeLike, PathLike
+    from facescale.config.job import JobConfig
     from facescale.driver.context import JobSummary, Reporter
-
-    PathLike = str | os.PathLike[str]
-    LakeLike = PathLike | AnyLake
 
 
 def run(
@@ -44,9 +40,12 @@ def run(
     det_threshold: float | None = None,
     precision: str | None = None,
     runtime: str | None = None,
+    accelerate: str | None = None,
+    flip: bool = False,
     weights_dir: PathLike | None = None,
     offline: bool = False,
     accept_license: bool = False,
+    trust: bool = False,
     part_rows: int | None = None,
     max_failures: float | None = None,
     accept_changes: bool = False,
@@ -84,9 +83,12 @@ def run(
         det_threshold: faces score above it, in the detector's unit; None is what its card says.
         precision: "auto", "fp32", "bf16" or "fp16".
         runtime: "auto", "torch" or "onnx": what runs models that have weights for both.
+        accelerate: "none", "compile", "cuda_graphs" or "tensorrt": how embedders run.
+        flip: embed faces as they are and mirrored; the mean counts.
         weights_dir: folder with weights, known by their sha256; else FACESCALE_WEIGHTS.
         offline: download no weights.
         accept_license: run models whose licence forbids commercial use.
+        trust: open weights that can run code (TorchScript, exported programs, pickles).
         part_rows: rows of a part for new input, a power of two.
         max_failures: share of failed images above which the exit code is 3.
         accept_changes: let changed and vanished input supersede the old rows.
@@ -132,9 +134,12 @@ def extract(
     det_threshold: float | None = None,
     precision: str | None = None,
     runtime: str | None = None,
+    accelerate: str | None = None,
+    flip: bool = False,
     weights_dir: PathLike | None = None,
     offline: bool = False,
     accept_license: bool = False,
+    trust: bool = False,
     part_rows: int | None = None,
     max_failures: float | None = None,
     accept_changes: bool = False,
@@ -165,9 +170,12 @@ def embed(
     embedder: str | None = None,
     precision: str | None = None,
     runtime: str | None = None,
+    accelerate: str | None = None,
+    flip: bool = False,
     weights_dir: PathLike | None = None,
     offline: bool = False,
     accept_license: bool = False,
+    trust: bool = False,
     workers: int | None = None,
     threads: int | None = None,
     device: str | None = None,
@@ -367,11 +375,6 @@ def build_index(
     return run_job("index", locals(), overrides)
 
 
-def lake_uri(lake: LakeLike) -> str:
-    """URI of a lake that is given by path, URI, or as a Lake."""
-    return lake.uri if isinstance(lake, AnyLake) else os.fspath(lake)
-
-
 def write_report(
     lake: LakeLike | None = None,
     *,
@@ -404,40 +407,9 @@ def write_report(
     from facescale.driver import report
 
     own = {"report.embedder": embedder, "report.photos": False if no_photos else None}
-    settings = _settings(locals(), own)
+    settings = settings_of(locals(), own)
     target = None if out is None else os.fspath(out)
     where, _ = report.write_report(
         settings.lake, settings.report, out=target, plugins=settings.extract.plugins
     )
     return where
-
-
-def run_job(job: str, given: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> JobSummary:
-    """Run a job for a function of this package.
-
-    Args:
-        job: a key of pipeline.JOBS.
-        given: the arguments of the function, by name.
-        own: settings that only this job has, by dotted path.
-    """
-    return pipeline.run_job(job, _settings(given, own), given["reporter"])
-
-
-def _settings(given: Mapping[str, Any], own: Mapping[str, Any] | None = None) -> JobConfig:
-    """The configuration that a function was called with.
-
-    Args:
-        given: the arguments of the function, by name.
-        own: settings that only this job has, by dotted path.
-    """
-    flags = dict(given)
-    for name in ("src", "labels", "weights_dir"):
-        if flags.get(name) is not None:
-            flags[name] = os.fspath(flags[name])
-    if flags["lake"] is not None:
-        flags["lake"] = lake_uri(flags["lake"])
-    overrides = {**job_overrides(flags), **(own or {})}
-    config = flags["config"]
-    if config is None or isinstance(config, JobConfig):
-        return load_config(JobConfig, base=config, overrides=overrides)
-    return load_config(JobConfig, file=os.fspath(config), overrides=overrides)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from facescale.api.jobs import lake_uri
+from facescale.api.call import lake_uri
 from facescale.driver.calibrate import CalibrateSettings, run_calibrate
 from facescale.driver.context import SilentReporter
 from facescale.driver.evaluate import Truth
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from facescale.api.jobs import LakeLike, PathLike
+    from facescale.api.call import LakeLike, PathLike
     from facescale.driver.calibrate import CalibrateResult
     from facescale.driver.context import Reporter
     from facescale.driver.evaluate import Evaluation

@@ -46,6 +46,15 @@ class ExtractConfig(Config):
     runtime: Literal["auto", "torch", "onnx"] = "auto"
     """What runs a model that has weights for several: torch or ONNX Runtime. auto is what its card names first."""
 
+    accelerate: Literal["none", "compile", "cuda_graphs", "tensorrt"] = "none"
+    """How embedders that are networks run: compile (torch.compile), cuda_graphs (torch), tensorrt (ONNX Runtime)."""
+
+    flip: bool = False
+    """Describe each face as it is and mirrored, and take the mean: twice the work, and other embeddings."""
+
+    trust: bool = False
+    """Open TorchScript files, exported programs and pickled checkpoints, which can run code; else FACESCALE_TRUST=1."""
+
     det_threshold: float | None = None
     """Faces score above it, in the detector's own unit; unset is the threshold of its card."""
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _PATHS = {
     "extract": (
         "detector landmarker embedder min_face_px precision part_rows max_bytes max_pixels decode_threads "
-        "runtime det_threshold weights_dir"
+        "runtime accelerate det_threshold weights_dir"
     ),
     "engine": "workers threads device gpus_per_worker address",
 }
@@ -36,7 +36,7 @@ def job_overrides(flags: Mapping[str, Any]) -> dict[str, Any]:
         values[name] = flags.get(name)
     for name in ("accept_changes", "retry_failed"):
         values[name] = flags.get(name) or None
-    for name in ("offline", "accept_license"):
+    for name in ("offline", "accept_license", "flip", "trust"):
         values[f"extract.{name}"] = flags.get(name) or None
     plugins = flags.get("plugin") or flags.get("plugins")
     values["extract.plugins"] = tuple(plugins) if plugins else None

@@ -38,7 +38,11 @@ if TYPE_CHECKING:
 def embedding_settings(config: ExtractConfig, *, pixels: str) -> dict[str, Any]:
     """The settings that change embeddings; `pixels` is "source" (during extract) or "crops" (afterwards)."""
     embedder = card_to_run(config.embedder, "embedder", config.runtime)
-    return {
+    # Named where they are not the default, and change more than speed.
+    others: dict[str, Any] = {"flip": True} if config.flip else {}
+    if config.accelerate in ("compile", "tensorrt"):
+        others["accelerate"] = config.accelerate
+    return others | {
         "embedder": embedder.name,
         "embedder_sha256": embedder.sha256,
         "template": embedder.template,
@@ -101,6 +105,9 @@ def run_embed(context: JobContext) -> StageSummary:
         decode_threads=config.decode_threads,
         plugins=config.plugins,
         runtime=config.runtime,
+        accelerate=config.accelerate,
+        flip=config.flip,
+        trust=config.trust,
         weights_dir=config.weights_dir,
         models=access_for_workers(config, "embed"),
     )

@@ -116,7 +116,8 @@ def _re_encoded(
     torch.set_num_threads(usable_cpus())
     try:
         made_by = lake.describe_version(versions["embeddings"]) or {}
-        precision = made_by.get("settings", {}).get("precision", "fp32")
+        settings = made_by.get("settings", {})
+        precision = settings.get("precision", "fp32")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
@@ -126,7 +127,13 @@ def _re_encoded(
             matrices.reshape(-1, 2, 3).astype(np.float64),
             points.flatten().to_numpy().reshape(len(rows), -1, 2),
             vectors[rows],
-            load_embedder(embedder, device=device, precision=precision),
+            load_embedder(
+                embedder,
+                device=device,
+                precision=precision,
+                backend=settings.get("backend", "auto"),
+                flip=settings.get("flip", False),
+            ),
         )
     finally:
         torch.set_num_threads(threads)

@@ -359,7 +359,11 @@ class Searcher:
                     "a Parquet file with a column embedding"
                 )
             made_by = (self.lake.describe_version(faces) or {}).get("settings", {})
+            stored = self.lake.current("embeddings", self.embedder)
+            embedded = (
+                {} if stored is None else (self.lake.describe_version(stored) or {}).get("settings", {})
+            )
             self._reader = FaceReader.like(
-                made_by, embedder=self.embedder, device=self.device, threads=self.threads
+                made_by, embedder=self.embedder, embedded=embedded, device=self.device, threads=self.threads
             )
         return self._reader

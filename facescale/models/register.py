@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from facescale.models.card import ModelCard
 
+_INPUTS = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+
 
 @dataclass(frozen=True)
 class Registered:
@@ -106,22 +108,20 @@ def check_onnx(card: ModelCard, path: Path) -> tuple[str, ...]:
         "outputs " + ", ".join(f"{entry.name} {entry.type} {entry.shape}" for entry in outputs),
     )
     shape = list(inputs[0].shape) if len(inputs) == 1 else []
-    if len(shape) != 4 or inputs[0].type != "tensor(float)" or shape[1] not in (3, *_free(shape[1])):
+    is_last = card.options.get("layout") == "nhwc"
+    if is_last and len(shape) == 4:
+        shape = [shape[0], shape[3], *shape[1:3]]
+    if len(shape) != 4 or inputs[0].type not in _INPUTS or shape[1] not in (3, *_free(shape[1])):
+        wanted = "N × height × width × 3" if is_last else "N × 3 × height × width"
+        hint = "" if is_last else "; the card's option layout: nhwc is for channels that come last"
         raise UsageError(
-            f"{path}: the network has {'; '.join(told)}; one float input N × 3 × height × width is needed"
+            f"{path}: the network has {'; '.join(told)}; one input of float or float16, {wanted}, is needed{hint}"
         )
-    if card.task == "embedder":
-        _run_embedder(card, path, session, shape, told[0])
-    if isinstance(shape[0], int) and card.task == "embedder":
-        if shape[0] != 1:
-            raise UsageError(
-                f"{path}: the network takes {shape[0]} chips at a time, no more and no less: export "
-                "it with a free batch dimension"
-            )
-        return (
-            *told,
-            "it takes one chip at a time: run it with extract.embed_batch 1, or export it with a free batch",
-        )
+    if card.task != "embedder":
+        return told
+    _run_embedder(card, path, session, shape, told[0])
+    if isinstance(shape[0], int):
+        return (*told, f"it takes {shape[0]} chips at a time: a free batch dimension is faster")
     return told
 
 
@@ -137,9 +137,11 @@ def _run_embedder(card: ModelCard, path: Path, session: Any, shape: list[Any], t
     if any(size not in (side, *_free(size)) for size in shape[2:]):
         raise UsageError(f"{path}: the network has {told}; the card's input_size is {side}")
     num = shape[0] if isinstance(shape[0], int) else 2
-    name = session.get_inputs()[0].name
+    black = np.zeros((num, 3, side, side), _INPUTS[session.get_inputs()[0].type])
+    if card.options.get("layout") == "nhwc":
+        black = black.transpose(0, 2, 3, 1)
     try:
-        found = session.run(None, {name: np.zeros((num, 3, side, side), np.float32)})
+        found = session.run(None, {session.get_inputs()[0].name: np.ascontiguousarray(black)})
     except Exception as error:  # as above
         raise UsageError(
             f"{path}: the network does not run on {num} × 3 × {side} × {side}: {error}"

@@ -16,6 +16,7 @@ from facescale.errors import CorruptError
 from facescale.lake.ids import split_ids
 from facescale.lake.stage import Guard, StageResult
 from facescale.models.access import ModelAccess
+from facescale.models.trust import trust_files
 from facescale.models.weights import use_weights_folder
 from facescale.vision.columns import embeddings_table
 from facescale.vision.crops import chips_from_crops, decode_jpeg
@@ -44,6 +45,9 @@ class EmbedSettings:
     decode_threads: int = 2
     plugins: tuple[str, ...] = ()
     runtime: str = "auto"
+    accelerate: str = "none"
+    flip: bool = False
+    trust: bool = False
     weights_dir: str | None = None
     models: ModelAccess = field(default_factory=ModelAccess)
 
@@ -79,9 +83,16 @@ class EmbedStage:
         for module in s.plugins:
             importlib.import_module(module)
         use_weights_folder(s.weights_dir)
+        trust_files(s.trust)
         s.models.enter()
         self.embedder = load_embedder(
-            s.embedder, device=s.device, precision=s.precision, batch=s.embed_batch, backend=s.runtime
+            s.embedder,
+            device=s.device,
+            precision=s.precision,
+            batch=s.embed_batch,
+            backend=s.runtime,
+            accelerate=s.accelerate,
+            flip=s.flip,
         )
         self.pool = ThreadPoolExecutor(s.decode_threads, thread_name_prefix="decode")
 

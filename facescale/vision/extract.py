@@ -21,6 +21,7 @@ from facescale.imaging.hashes import perceptual, sha256
 from facescale.lake.ids import MAX_FACES
 from facescale.models.access import ModelAccess
 from facescale.models.registry import card, choose_scheme
+from facescale.models.trust import trust_files
 from facescale.models.weights import use_weights_folder
 from facescale.sources.read import read_part
 from facescale.vision.align import check_scheme, extract_chips
@@ -72,6 +73,9 @@ class ExtractSettings:
     decode_threads: int = 2
     plugins: tuple[str, ...] = ()
     runtime: str = "auto"
+    accelerate: str = "none"
+    flip: bool = False
+    trust: bool = False
     det_threshold: float | None = None
     weights_dir: str | None = None
     models: ModelAccess = field(default_factory=ModelAccess)
@@ -102,6 +106,7 @@ class ExtractStage:
         for module in s.plugins:
             importlib.import_module(module)
         use_weights_folder(s.weights_dir)
+        trust_files(s.trust)
         s.models.enter()
         self.detector = load_detector(
             s.detector,
@@ -118,7 +123,13 @@ class ExtractStage:
         self.embedder = self.template = None
         if self.versions.embeddings is not None:
             self.embedder = load_embedder(
-                s.embedder, device=s.device, precision=s.precision, batch=s.embed_batch, backend=s.runtime
+                s.embedder,
+                device=s.device,
+                precision=s.precision,
+                batch=s.embed_batch,
+                backend=s.runtime,
+                accelerate=s.accelerate,
+                flip=s.flip,
             )
             self.template = self.embedder.card.template or ""
             check_scheme(self.template, self.scheme, embedder=s.embedder)

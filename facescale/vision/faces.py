@@ -38,13 +38,20 @@ class FaceReader:
 
     @classmethod
     def like(
-        cls, settings: Mapping[str, Any], *, embedder: str, device: str = "auto", threads: int = 1
+        cls,
+        settings: Mapping[str, Any],
+        *,
+        embedder: str,
+        embedded: Mapping[str, Any] | None = None,
+        device: str = "auto",
+        threads: int = 1,
     ) -> FaceReader:
         """A reader with the models that made a lake's faces.
 
         Args:
             settings: of the faces version: detector, landmarker (if any), min_face_px, precision.
             embedder: registry name.
+            embedded: settings of the embeddings version: precision, backend, flip; None for the defaults.
             device: "auto" takes CUDA where there is one.
             threads: of torch and OpenCV.
         """
@@ -66,7 +73,15 @@ class FaceReader:
         )
         name = settings.get("landmarker")
         landmarker = load_landmarker(name, device=device) if name else None
-        return cls(detector, landmarker, load_embedder(embedder, device=device, precision=precision))
+        embedded = embedded or {}
+        describer = load_embedder(
+            embedder,
+            device=device,
+            precision=embedded.get("precision", precision),
+            backend=embedded.get("backend", "auto"),
+            flip=embedded.get("flip", False),
+        )
+        return cls(detector, landmarker, describer)
 
     def describe(self, images: Sequence[np.ndarray]) -> tuple[list[int], np.ndarray]:
         """Embed every face.

@@ -9,13 +9,13 @@ Shape legend: B images of a batch, H and W height and width of the network's inp
 
 from __future__ import annotations
 
-import os
 import warnings
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from facescale.errors import CorruptError, MismatchError, MissingExtraError, UsageError
+from facescale.models.trust import is_trusted
 from facescale.models.weights import find_weights, verify
 from facescale.vision.onnx_network import OnnxNetwork
 from facescale.vision.torch_network import TorchNetwork
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     Build = Callable[[ModelCard], torch.nn.Module]
 
-TRUST_VARIABLE = "FACESCALE_TRUST"
 ACCELERATIONS = ("none", "compile", "cuda_graphs", "tensorrt")
 """compile: torch.compile; cuda_graphs: recorded once, replayed; tensorrt: ONNX Runtime's TensorRT provider."""
 
@@ -68,12 +67,6 @@ def normalize(pixels: torch.Tensor, card: ModelCard) -> torch.Tensor:
     if set(card.scale) != {1.0}:
         values = values.div_(torch.tensor(card.scale, device=pixels.device)[:, None, None])
     return values
-
-
-def trust_files(trust: bool) -> None:
-    """Let this process, and those it starts, open files that can run code; False leaves what the environment says."""
-    if trust:
-        os.environ[TRUST_VARIABLE] = "1"
 
 
 def load_network(
@@ -170,7 +163,7 @@ def _read_tensors(card: ModelCard, path: Path) -> Any:
         except Exception as error:  # its own exception type has no base but Exception
             raise CorruptError(f"{path}: not a safetensors file: {error}") from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=not _is_trusted())
+        return torch.load(path, map_location="cpu", weights_only=not is_trusted())
     except Exception as error:  # pickle and zip errors of many kinds
         # torch's advice on its own arguments stands between its first words and the reason.
         reason = " ".join(str(error).rpartition("WeightsUnpickler error: ")[2].split())[:200]
@@ -184,7 +177,7 @@ def _read_program(card: ModelCard) -> torch.nn.Module:
     """Open a TorchScript file or an exported program: both bring a network, and torch unpickles parts of both."""
     path = find_weights(card)
     verify(card, path)
-    if not _is_trusted():
+    if not is_trusted():
         raise UsageError(
             f"model {card.name!r} is a {card.format} file, which can run code when it is opened: if you trust where "
             f"it came from ({card.source}), add --trust"
@@ -200,7 +193,3 @@ def _read_program(card: ModelCard) -> torch.nn.Module:
     except Exception as error:  # of many kinds
         raise CorruptError(f"{path}: torch cannot load this {card.format} file: {error}") from error
     return script
-
-
-def _is_trusted() -> bool:
-    return os.environ.get(TRUST_VARIABLE) == "1"

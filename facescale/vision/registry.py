@@ -123,14 +123,42 @@ def load_embedder(
     precision: str = "fp32",
     batch: int = DEFAULT_EMBED_BATCH,
     backend: str = "auto",
+    accelerate: str = "none",
+    flip: bool = False,
 ) -> Embedder:
-    """Load an embedder that runs `batch` chips at a time; the rest is as for `load_detector`."""
+    """Load an embedder.
+
+    Args:
+        name: registry name.
+        device: as for `load_detector`.
+        precision: as for `load_detector`.
+        batch: chips of a forward pass.
+        backend: as for `load_detector`.
+        accelerate: none, compile, cuda_graphs or tensorrt (facescale.vision.networks).
+        flip: describe each face as it is and mirrored, and take the mean.
+
+    Raises:
+        UsageError: as for `load_detector`, or an acceleration that this model cannot do.
+        CorruptError: the weights are not those of the card.
+    """
     card = find_card(name, "embedder").preferring(backend)
     if batch < 1:
         raise UsageError(f"batch: expected a whole number of chips from 1, got {batch}")
     where, precision = resolve_device(device), _check_precision(precision)
     factory: EmbedderFactory = _factory(_EMBEDDERS, card)
-    return factory(card, device=where, precision=precision, batch=batch)
+    options = {}
+    if accelerate != "none":
+        if factory is not _network:
+            raise UsageError(
+                f"model {name!r}: architecture {card.architecture!r} runs without --accelerate only"
+            )
+        options["accelerate"] = accelerate
+    embedder = factory(card, device=where, precision=precision, batch=batch, **options)
+    if not flip:
+        return embedder
+    from facescale.vision.flip import Flipped
+
+    return Flipped(embedder)
 
 
 def load_quality_scorer(name: str, *, device: str = "cpu") -> QualityScorer:

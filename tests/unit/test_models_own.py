@@ -115,9 +115,9 @@ def test_a_link_leaves_the_weights_where_they_are(home: Path) -> None:
     [
         (None, {"dim": 128}, r"first output is \[2, 12\], but the card's dim is 128"),
         (None, {"input_size": 96}, r"\['N', 3, 112, 112\]; the card's input_size is 96"),
-        (pooling_network(channels=1), {}, "one float input N × 3 × height × width is needed"),
-        (pooling_network(kind=10), {}, r"tensor\(float16\).*one float input"),
-        (pooling_network(batch=4), {}, "takes 4 chips at a time"),
+        (pooling_network(channels=1), {}, "N × 3 × height × width, is needed.*layout: nhwc"),
+        (pooling_network(layout="nhwc"), {}, r"\['N', 112, 112, 3\].*layout: nhwc"),
+        (None, {"options": {"layout": "nhwc"}}, "N × height × width × 3, is needed"),
         (b"no network", {}, "ONNX Runtime cannot load it"),
         (None, {"architecture": "resnot"}, r"no embedder architecture 'resnot'; there are .*onnx"),
         (None, {"licence": None}, "field 'licence' is missing"),
@@ -137,9 +137,32 @@ def test_what_does_not_fit_is_refused_and_nothing_kept(
 def test_free_sides_and_single_chips_are_fine(home: Path) -> None:
     assert register(*written(home, pooling_network(free_side=True))).card.dim == 12
     single = register(*written(home, pooling_network(batch=1), name="single"))
-    assert "one chip at a time: run it with extract.embed_batch 1" in single.remarks[-1]
+    assert "it takes 1 chips at a time" in single.remarks[-1]
     chips = np.zeros((3, 112, 112, 3), np.uint8)
-    np.testing.assert_allclose(load_embedder("single", batch=1).embed(chips), -1, atol=1e-6)
+    np.testing.assert_allclose(load_embedder("single", batch=2).embed(chips), -1, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        ({"batch": 4}, {}),
+        ({"kind": 10}, {}),
+        ({"layout": "nhwc"}, {"layout": "nhwc"}),
+        ({"layout": "nhwc", "batch": 3, "kind": 10}, {"layout": "nhwc"}),
+    ],
+)
+def test_other_inputs_give_the_same_numbers(
+    home: Path, network: dict[str, Any], options: dict[str, str]
+) -> None:
+    register(*written(home, pooling_network(**network), options=options))
+    chips = np.random.default_rng(0).integers(0, 256, (5, 112, 112, 3), dtype=np.uint8)
+    means = (chips.astype(np.float64).reshape(5, 2, 56, 2, 56, 3).mean(axis=(2, 4)) - 127.5) / 127.5
+    expected = means.transpose(0, 3, 1, 2).reshape(5, 12)
+    for flip in (False, True):
+        found = load_embedder("mine", batch=4, flip=flip).embed(chips)
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+        # Mirrored, the fields of a row change places.
+        expected = (expected + means[:, :, ::-1].transpose(0, 3, 1, 2).reshape(5, 12)) / 2
 
 
 def test_files_that_are_not_there(home: Path) -> None:

@@ -15,9 +15,9 @@ from torch import nn
 from facescale.errors import CorruptError, FacescaleError, MismatchError, UsageError
 from facescale.models.card import ModelCard
 from facescale.models.registry import card as registered
-from facescale.vision import networks
+from facescale.models.trust import TRUST_VARIABLE, is_trusted, trust_files
 from facescale.vision.embedder import NetworkEmbedder, build_module, load
-from facescale.vision.networks import TRUST_VARIABLE, load_network, read_state
+from facescale.vision.networks import load_network, read_state
 
 CPU = torch.device("cpu")
 SIZE, DIM = 16, 6
@@ -244,10 +244,10 @@ def test_pickles_that_run_code_do_not(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def test_trust_is_for_this_process_and_those_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TRUST_VARIABLE, "0")
-    networks.trust_files(False)
-    assert not networks._is_trusted()
-    networks.trust_files(True)
-    assert networks._is_trusted()
+    trust_files(False)
+    assert not is_trusted()
+    trust_files(True)
+    assert is_trusted()
 
 
 @pytest.mark.parametrize("file", ["x.onnx", "x.pt", "x.ts", "x.pt2", "x.safetensors"])
