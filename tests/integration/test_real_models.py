@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,37 @@ def test_a_query_photograph_goes_through_the_same_models(
     with facescale.Searcher.open(lake, embedder="mobilefacenet", threads=1) as searcher:
         best = searcher.search_files([photo], k=1).rows()[0]
     assert best.uri.endswith(photo.name) and best.similarity > 0.99
+
+
+def test_mirrored_faces_make_another_version_and_queries_follow_it(
+    lake: str, photos: Path, shared_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In torch, too: the numbers of both runtimes are the same, but their versions are not."""
+    copy = tmp_path / "flip.lake"
+    shutil.copytree(lake, copy)
+    plain = facescale.Lake.open(copy).embeddings("mobilefacenet").vectors
+    where = {"weights_dir": shared_root / "models", "workers": 0, "threads": 1}
+    monkeypatch.setenv("FACESCALE_WEIGHTS", str(shared_root / "models"))
+    made = []
+    for options in ({}, {"runtime": "torch"}, {"flip": True}):
+        assert not facescale.embed(copy, embedder="mobilefacenet", **where, **options).exit_code
+        opened = Lake.open(str(copy))
+        version = opened.current("embeddings", "mobilefacenet")
+        assert version is not None
+        settings = (opened.describe_version(version) or {})["settings"]
+        vectors = facescale.Lake.open(copy).embeddings("mobilefacenet").vectors
+        made.append((version.fingerprint, settings, vectors))
+    (_, onnx, crops), (_, torch, other), (_, flip, mirrored) = made
+    assert len({fingerprint for fingerprint, _, _ in made}) == 3
+    assert (onnx["backend"], torch["backend"], flip["flip"]) == ("onnx", "torch", True)
+    assert "flip" not in onnx
+    np.testing.assert_allclose(other, crops, atol=1e-3)  # float16
+    assert 0.9 < np.median((mirrored * plain).sum(axis=1)) < 0.9995
+    assert not facescale.build_index(copy, embedder="mobilefacenet", workers=0).exit_code
+    photo = sorted(photos.glob("*.jpg"))[0]
+    with facescale.Searcher.open(copy, embedder="mobilefacenet", threads=1) as searcher:
+        best = searcher.search_files([photo], k=1).rows()[0]
+    assert best.uri.endswith(photo.name) and best.similarity > 0.995
 
 
 def test_an_embedder_for_other_landmarks_is_refused_with_the_remedy(lake: str) -> None:

@@ -63,7 +63,7 @@ def test_an_empty_file_is_no_configuration(tmp_path: Path) -> None:
     [
         (
             "lake: x\nextract: {min_face: 80}\n",
-            "extract.min_face is not known; known here: accept_license, decode_threads, det_threshold",
+            "extract.min_face is not known; known here: accelerate, accept_license, decode_threads",
         ),
         ("lake: x\nworkers: 2\n", "workers is not known; known here: accept_changes, clean"),
         ("src: x\n", "lake is required"),
