@@ -264,6 +264,46 @@ def cleaning(
     )
 
 
+@bench_app.command("partial-fc")
+def partial_fc(
+    classes: Annotated[
+        list[int] | None,
+        typer.Option(min=2, help="Number of classes; repeatable. Default: 200,000 and 1,000,000."),
+    ] = None,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of classes that takes part; repeatable. Default: 0.1 and 1."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Faces of a step.")] = 128,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    steps: Annotated[int, typer.Option(min=1, help="Timed in each process.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Processes of each contender.")] = 3,
+    out: Out = None,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Partial FC's head alone, forward, backward and update, beside the two public ways to do it.
+
+    A million classes take 4 GiB for centers and momentum, and the others up to three times that.
+    """
+    from facescale.bench.partial_fc import bench_partial_fc
+    from facescale.bench.results import publish
+    from facescale.console import make_console
+
+    set_up_logging(verbose)
+    console, reporter = make_console(json_output=json_output)
+    result = bench_partial_fc(
+        reporter,
+        classes=classes or (200_000, 1_000_000),
+        rates=rate or (0.1, 1.0),
+        batch=batch,
+        device=device,
+        steps=steps,
+        rounds=rounds,
+    )
+    publish(console, result, json_output=json_output, out=out)
+
+
 def _run(
     measure: Callable[..., Result], photos: str, json_output: bool, out: str | None, **options: Any
 ) -> None:
