@@ -69,6 +69,7 @@ from facescale.cli_options import (
 )
 from facescale.cli_report import NoReport
 from facescale.cli_report import register as register_report
+from facescale.cli_synth import register as register_synth
 from facescale.cli_tools import register
 from facescale.config.flags import everywhere
 from facescale.config.flags import job_overrides as _overrides
@@ -91,6 +92,7 @@ register_curate(app)
 register_models(app)
 register_report(app)
 register_export(app)
+register_synth(app)
 app.add_typer(bench_app, name="bench")
 
 

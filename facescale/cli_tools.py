@@ -1,4 +1,4 @@
-"""The commands that are not jobs: search, lake, doctor, synth, demo, bench. Parses, calls, prints."""
+"""The commands that are not jobs: search, lake, doctor, demo, bench. Parses, calls, prints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ def register(app: typer.Typer) -> None:
     app.command()(search)
     app.add_typer(lake_app, name="lake")
     app.command()(doctor)
-    app.command()(synth)
     app.command()(demo)
 
 
@@ -169,25 +168,6 @@ def doctor(
         rows = [(finding.what, finding.state, finding.found, finding.remedy) for finding in findings]
         console.print_table(out, ["", "state", "found", "what to do"], rows)
     raise typer.Exit(doctor_module.exit_code(findings))
-
-
-def synth(
-    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder to make; images go to OUT/images.")],
-    identities: Annotated[int, typer.Option(help="Invented people.")] = 40,
-    images_per_identity: Annotated[int, typer.Option(help="Photographs of each.")] = 8,
-    seed: Annotated[int, typer.Option(help="The same seed makes the same bytes.")] = 0,
-    json_output: JsonFlag = False,
-) -> None:
-    """Make the synthetic crawl: portraits with planted duplicates, wrong labels and broken files, and their truth."""
-    from facescale import console
-    from facescale.synth.crawl import make_crawl
-
-    summary = make_crawl(out, identities=identities, images_per_identity=images_per_identity, seed=seed)
-    screen, _ = console.make_console(json_output=json_output)
-    if json_output:
-        console.print_json(summary)
-    else:
-        console.print_mapping(screen, f"synthetic crawl at {out}", summary)
 
 
 def demo(

@@ -90,7 +90,7 @@ def run_calibrate(lake_uri: str, settings: CalibrateSettings, reporter: Reporter
     import_plugins(settings.plugins)
     lake = Lake.open(lake_uri)
     versions = _versions(lake, settings.embedder)
-    people, left_out = _labeled_faces(lake, settings, reporter)
+    people, left_out = labeled_faces(lake, settings, reporter)
     mine = people.fold == settings.fold if settings.fold is not None else np.ones(len(people.face_ids), bool)
     if settings.fold is not None:
         left_out["faces_of_the_other_fold"] = int((~mine).sum())
@@ -197,7 +197,7 @@ def _versions(lake: Lake, embedder: str) -> dict[str, TableVersion]:
     return found
 
 
-def _labeled_faces(
+def labeled_faces(
     lake: Lake, settings: CalibrateSettings, reporter: Reporter
 ) -> tuple[_People, dict[str, int]]:
     """One face of each labeled image, and how many images were left out for which reason."""

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 LAKE_FILE = "lake.yaml"
 SCRATCH = "_scratch"
+TRUTH_FILE = "truth.parquet"
+"""What a simulated lake knows about its faces (facescale.synth.simulate.TRUTH_SCHEMA)."""
 REPORT_FILE = "report.html"
 """The page that `facescale report` leaves in a lake."""
 
@@ -95,7 +97,7 @@ def refuse_foreign_files(store: Store) -> None:
     Raises:
         UsageError: there are files that are none of a lake's.
     """
-    own = {*table_names(), "index", "calibration", TEMPORARY, SCRATCH, LAKE_FILE, REPORT_FILE}
+    own = {*table_names(), "index", "calibration", TEMPORARY, SCRATCH, LAKE_FILE, REPORT_FILE, TRUTH_FILE}
     for path, _ in store.list():
         if path.split("/")[0] not in own:
             raise UsageError(

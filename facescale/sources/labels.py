@@ -31,7 +31,7 @@ from facescale.sources.label_file import LabelFile, base_names, check_label_file
 from facescale.sources.uris import extension_of, member_uri, path_of_uri
 from facescale.sources.vector_file import open_vectors
 from facescale.sources.vector_shared import row_uris, uri_texts
-from facescale.sources.vector_types import FORMATS
+from facescale.sources.vector_types import SIMULATED, WITHOUT_PIXELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,7 +157,7 @@ def label_rows(store: Store, part: SourcePart, how: LabelSpec, file: LabelFile |
         file = how.load(store)
     if part.format == "image":
         rows, labels, origins = _of_files(store, part, how, file)
-    elif part.format in FORMATS.values():
+    elif part.format in WITHOUT_PIXELS:
         rows, labels, origins = _of_vectors(store, part, how, file)
     else:
         rows, labels, origins = _of_container(store, part, how, file)
@@ -192,7 +192,7 @@ def _of_vectors(store: Store, part: SourcePart, how: LabelSpec, file: LabelFile 
     numbers = np.arange(part.key.first_row, part.key.first_row + part.key.num_rows)
     given = pa.nulls(len(numbers), pa.string())
     try:
-        if part.format != "vectors_bin":
+        if part.format not in ("vectors_bin", SIMULATED):
             with open_vectors(source["uri"], part.format, column=None) as opened:
                 given = uri_texts(opened, numbers)
     except (ContainerError, pa.ArrowException):

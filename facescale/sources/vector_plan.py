@@ -14,7 +14,7 @@ from facescale.lake.sources_table import list_shards, shard_path
 from facescale.sources.containers import ContainerError, Scan
 from facescale.sources.plan import Inputs
 from facescale.sources.vector_file import open_vectors, vector_format
-from facescale.sources.vector_types import FORMATS
+from facescale.sources.vector_types import WITHOUT_PIXELS
 
 if TYPE_CHECKING:
     from facescale.lake.lake import Lake
@@ -76,7 +76,7 @@ def holds_vectors(lake: Lake) -> bool | None:
     for shard in list_shards(lake.store):
         for kind in lake.store.read_table(shard_path(shard), ["format"])["format"].unique().to_pylist():
             if kind != _GONE:
-                return kind in FORMATS.values()
+                return kind in WITHOUT_PIXELS
     return None
 
 

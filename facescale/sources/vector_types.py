@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 FORMATS = {"parquet": "vectors_parquet", "pq": "vectors_parquet", "npy": "vectors_npy", "bin": "vectors_bin"}
 """Format in `sources` by extension."""
+SIMULATED = "simulated"
+"""Format of what `facescale synth embeddings` plans: there is no file."""
+WITHOUT_PIXELS = (*FORMATS.values(), SIMULATED)
+"""Formats of lakes that have embeddings and no photographs."""
 SIDECARS = ("uri", "label", "quality", "det_score", "box")
 """What may come with an embedding: where its image is, who is claimed to be on it, 0..1, the detector's score, and
 x1, y1, x2, y2 px."""

@@ -97,7 +97,8 @@ def test_commands_and_flags_exist() -> None:
         words = line.split()
         command = app.commands[words[0]]
         if hasattr(command, "commands"):
-            command = command.commands[words[1]]
+            of_photographs = command.commands.get("photographs")  # `synth OUT`
+            command = command.commands.get(words[1], of_photographs)
         options = {name for parameter in command.params for name in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= options, line
 
