@@ -20,40 +20,49 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from facescale.engine.session import usable_cpus
 from facescale.engine.worker import limit_threads
 from facescale.imaging.decode import decode
 from facescale.imaging.hashes import perceptual, sha256
-from facescale.vision.align import extract_chips
+from facescale.models.registry import choose_scheme
+from facescale.vision.align import extract_chips, landmark_scheme
 from facescale.vision.crops import encode_jpeg, wide_crops
 from facescale.vision.registry import load_detector, load_embedder, load_landmarker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy as np
+    from facescale.vision.protocols import Detections
 
+LANDMARKER = "dlib_5pt"
+"""For detectors that find no landmarks."""
 STEPS = ("read", "decode", "hash", "detect", "landmarks", "crops", "chips", "embed")
 PIXELS_AN_IMAGE = 1 << 20
 """Detector input pixels allowed for each image of a batch: a 250 x 250 photo at a smallest face of 40 px."""
 
 
 class BareLoop:
-    """The default models and a loop over batches of photographs.
+    """Models and a loop over batches of photographs.
 
     Args:
+        detector: registry name.
+        embedder: registry name.
         min_face_px: smallest face.
         batch: photographs decoded, detected and embedded together.
         threads: of everything.
     """
 
-    def __init__(self, *, min_face_px: int, batch: int, threads: int) -> None:
+    def __init__(self, *, detector: str, embedder: str, min_face_px: int, batch: int, threads: int) -> None:
         self.batch = batch
         self.detector = load_detector(
-            "dlib_mmod", min_face_px=min_face_px, max_batch_pixels=batch * PIXELS_AN_IMAGE
+            detector, min_face_px=min_face_px, max_batch_pixels=batch * PIXELS_AN_IMAGE
         )
-        self.landmarker = load_landmarker("dlib_5pt")
-        self.embedder = load_embedder("dlib_resnet", batch=batch)
+        self.embedder = load_embedder(embedder, batch=batch)
+        landmarker = load_landmarker(LANDMARKER)
+        self.scheme, own = choose_scheme(self.detector.card, landmarker.card, self.embedder.card)
+        self.landmarker = None if own else landmarker
         self.pool = ThreadPoolExecutor(threads)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.descriptors: list[np.ndarray] = []
@@ -79,11 +88,10 @@ class BareLoop:
         with self._step("detect"):
             found = self.detector.detect(images)
         with self._step("landmarks"):
-            landmarks = self.landmarker.landmarks(images, [faces.boxes for faces in found])
+            landmarks = self._landmarks(images, found)
         with self._step("crops"):
-            scheme = self.landmarker.card.landmark_scheme or ""
             wide = self.pool.map(
-                lambda image, points: wide_crops(image, points, scheme)[0], images, landmarks
+                lambda image, points: wide_crops(image, points, self.scheme)[0], images, landmarks
             )
             list(self.pool.map(encode_jpeg, [crop for crops in wide for crop in crops]))
         with self._step("chips"):
@@ -92,6 +100,12 @@ class BareLoop:
         with self._step("embed"):
             self.descriptors.append(self.embedder.embed(chips))
 
+    def _landmarks(self, images: list[np.ndarray], found: list[Detections]) -> list[np.ndarray]:
+        if self.landmarker is not None:
+            return self.landmarker.landmarks(images, [faces.boxes for faces in found])
+        none = np.zeros((0, len(landmark_scheme(self.scheme).points), 2), np.float32)
+        return [none if faces.landmarks is None else faces.landmarks for faces in found]
+
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
@@ -99,7 +113,7 @@ class BareLoop:
         self.seconds[name] += time.perf_counter() - start
 
 
-def serve(min_face_px: int) -> None:
+def serve(detector: str, embedder: str, min_face_px: int) -> None:
     """Answer requests from standard input until it ends.
 
     A request is {"photos": [paths], "batch": n}; the answer {"images", "faces", "seconds", "steps"}. Models are
@@ -113,7 +127,9 @@ def serve(min_face_px: int) -> None:
         request = json.loads(line)
         batch = int(request["batch"])
         if batch not in loops:
-            loops[batch] = BareLoop(min_face_px=min_face_px, batch=batch, threads=threads)
+            loops[batch] = BareLoop(
+                detector=detector, embedder=embedder, min_face_px=min_face_px, batch=batch, threads=threads
+            )
             limit_threads(threads)  # once more: loading has imported libraries
         start = time.perf_counter()
         faces = loops[batch].run(request["photos"])
@@ -125,5 +141,8 @@ def serve(min_face_px: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="serve the bare loop, a line of JSON a request")
+    parser.add_argument("--detector", default="dlib_mmod")
+    parser.add_argument("--embedder", default="dlib_resnet")
     parser.add_argument("--min-face-px", type=int, default=40)
-    serve(parser.parse_args().min_face_px)
+    arguments = parser.parse_args()
+    serve(arguments.detector, arguments.embedder, arguments.min_face_px)

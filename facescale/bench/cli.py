@@ -107,6 +107,57 @@ def extract(
 
 
 @bench_app.command()
+def peers(
+    photos: Photos,
+    limit: Limit = 1500,
+    copies: Annotated[
+        int, typer.Option(min=1, help="Times that extract sees each photograph, under other names.")
+    ] = 8,
+    min_face_px: MinFacePx = 40,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 3,
+    rival: Annotated[bool, typer.Option(help="Measure the face_recognition package too.")] = True,
+    rival_photos: Annotated[int, typer.Option(min=1, help="Photographs for it, in all: it is slow.")] = 12,
+    rival_env: Annotated[
+        str | None,
+        typer.Option(help="Folder of its virtual environment, made if absent; default: in the user's cache."),
+    ] = None,
+    plain_env: Annotated[
+        str | None, typer.Option(help="Folder of the plain loop's virtual environment; likewise.")
+    ] = None,
+    weights_dir: Annotated[
+        str | None, typer.Option(help="Folder with the weights; default: where they are found otherwise.")
+    ] = None,
+    work: Work = None,
+    out: Out = None,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """YuNet and MobileFaceNet through extract, beside the face_recognition package and loops over the same files.
+
+    The plain loop takes one photograph, then one face, at a time, with ONNX Runtime's own settings; the bare loop takes
+    batches, with extract's functions. All take turns, in one run.
+    """
+    from facescale.bench.peers import bench_peers
+
+    set_up_logging(verbose)
+    _run(
+        bench_peers,
+        photos,
+        json_output,
+        out,
+        limit=limit,
+        copies=copies,
+        min_face_px=min_face_px,
+        rounds=rounds,
+        rival_photos=rival_photos if rival else 0,
+        rival_env=rival_env,
+        plain_env=plain_env,
+        weights_dir=weights_dir,
+        work=work,
+    )
+
+
+@bench_app.command()
 def verification(
     photos: Photos,
     lake: Annotated[

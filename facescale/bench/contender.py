@@ -1,6 +1,6 @@
-"""A process of its own that answers requests, a line of JSON each: the bare loop, face_recognition, leidenalg.
+"""A process of its own that answers requests, a line of JSON each: the loops, face_recognition, leidenalg.
 
-Called by facescale.bench.speed and facescale.bench.clusters. Models are loaded once; between requests the process
+Called by facescale.bench.speed, peers and clusters. Models are loaded once; between requests the process
 waits and takes no time from the others. What it writes to standard error is kept, for the message when it dies.
 """
 
@@ -11,13 +11,14 @@ import subprocess
 import sys
 import tempfile
 from importlib import resources
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from facescale.bench.environment import make_environment, same_versions
 from facescale.errors import FacescaleError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 _SHOWN_CHARACTERS = 2000
@@ -91,10 +92,28 @@ class Contender:
         return FacescaleError(f"{self.name} ended with exit code {code}: {text or 'it said nothing'}")
 
 
-def bare_loop(min_face_px: int) -> Contender:
+def bare_loop(min_face_px: int, *, detector: str = "dlib_mmod", embedder: str = "dlib_resnet") -> Contender:
     """The bare loop (facescale.bench.bare_loop) in this interpreter's environment."""
-    command = [sys.executable, "-m", "facescale.bench.bare_loop", "--min-face-px", str(min_face_px)]
+    options = {"--detector": detector, "--embedder": embedder, "--min-face-px": str(min_face_px)}
+    command = [sys.executable, "-m", "facescale.bench.bare_loop", *chain.from_iterable(options.items())]
     return Contender("the bare loop", command)
+
+
+def plain_loop(environment: Path, models: Mapping[str, Any]) -> Contender:
+    """The plain loop over ONNX files (facescale/bench/plain_loop.py) in an environment of its own.
+
+    Args:
+        environment: its folder, made when it is not there yet.
+        models: what the script's `serve` needs to know.
+    """
+    python = make_environment(environment, "the plain loop", plain_requirements(), without="--plain-env")
+    script = resources.files("facescale.bench").joinpath("plain_loop.py")
+    return Contender("the plain loop", [str(python), str(script), json.dumps(models)])
+
+
+def plain_requirements() -> list[str]:
+    """What the environment of the plain loop holds: the versions of this one, so it is no comparison of those."""
+    return same_versions(("numpy", "onnxruntime", "opencv-python-headless"))
 
 
 def face_recognition(environment: Path, *, upsample: int) -> Contender:
