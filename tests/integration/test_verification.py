@@ -115,7 +115,7 @@ def test_models_agree_with_dlib(test_data: Path, tmp_path: Path) -> None:
 def test_bare_loop_does_what_extract_does(run: Run, batch: int) -> None:
     faces = read_faces(run.lake, EMBEDDER)
     images = range(7)
-    loop = BareLoop(min_face_px=40, batch=batch, threads=2)
+    loop = BareLoop(detector="dlib_mmod", embedder=EMBEDDER, min_face_px=40, batch=batch, threads=2)
     found = loop.run([faces.uris[row] for row in images])
     mine = np.isin(faces.image, images)
     assert found == mine.sum() > 0

@@ -14,8 +14,8 @@ import pytest
 from facescale.bench.contender import Contender, rival_requirements
 from facescale.bench.dlib_oracle import AnswerFile, DlibAnswer
 from facescale.bench.memory import PssMeter, multiply_photos, peak_pss, pss_bytes
+from facescale.bench.race import MIN_PARTS, parts_of
 from facescale.bench.results import Goal, Result
-from facescale.bench.speed import MIN_PARTS, parts_of
 from facescale.errors import CorruptError, FacescaleError, MismatchError, UsageError
 
 MIB = 1 << 20
