@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -17,9 +19,9 @@ if _root := os.environ.get("FACESCALE_TEST_DATA"):
     os.environ.setdefault("FACESCALE_WEIGHTS", str(Path(_root) / "models"))
 # No test needs the network, and none may see or touch the models of whoever runs it.
 os.environ.setdefault("FACESCALE_OFFLINE", "1")
-os.environ["FACESCALE_CACHE"] = os.environ["FACESCALE_CARDS"] = str(
-    Path(tempfile.gettempdir()) / f"facescale-tests-without-models-{os.getpid()}"
-)
+_no_models = tempfile.mkdtemp(prefix="facescale-tests-without-models-")
+atexit.register(shutil.rmtree, _no_models, ignore_errors=True)
+os.environ["FACESCALE_CACHE"] = os.environ["FACESCALE_CARDS"] = _no_models
 
 
 @pytest.fixture(scope="session")

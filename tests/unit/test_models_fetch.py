@@ -9,6 +9,10 @@ import hashlib
 import io
 import json
 import logging
+import pickle
+import signal
+import subprocess
+import sys
 import threading
 import urllib.request
 import zipfile
@@ -148,6 +152,29 @@ def test_what_a_failed_run_got_is_kept_for_the_next(server: WeightsServer, naps:
     server.requests.clear()
     assert fetch(card).read_bytes() == CONTENT
     assert [headers["range"] for _, headers in server.requests] == ["bytes=70000-"]
+
+
+def test_a_killed_process_leaves_what_the_next_goes_on_from(
+    server: WeightsServer, cache_folder: Path, tmp_path: Path
+) -> None:
+    content = CONTENT * 10  # many reads
+    server.files["/toy.bin"] = (content, TAG)
+    card = toy(server.url("/toy.bin"), sha256=digest_of(content), size_bytes=len(content))
+    (tmp_path / "card").write_bytes(pickle.dumps(card))
+    code = (
+        "import os, pickle, signal, sys\n"
+        "from facescale.models.fetch import fetch\n"
+        "card = pickle.loads(open(sys.argv[1], 'rb').read())\n"
+        "fetch(card, progress=lambda done, total: done > 1_000_000 and os.kill(os.getpid(), signal.SIGKILL))"
+    )
+    killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "card")], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (cache_folder / "weights").exists()
+    server.requests.clear()
+    assert fetch(card).read_bytes() == content
+    start = int(server.requests[0][1]["range"].removeprefix("bytes=").rstrip("-"))
+    assert 500_000 < start < len(content)
+    assert files_in(cache_folder) == {f"weights/{digest_of(content)}/toy.bin"}
 
 
 @settings(max_examples=25, deadline=None)
