@@ -63,7 +63,8 @@ class ModelCard:
         extra: facescale extra that installs `package`.
         variants: the same weights for another backend, e.g. {"torch": {"file": …, "format": "state_dict", …}}: fields
             of this card that differ. The card's own file is for the backend its format implies (`backend`).
-        options: what an architecture has to know besides (strides, depth…); keys and meaning are the factory's.
+        options: what an architecture has to know besides (strides, depth…); keys and meaning are the factory's, but for
+            `parts`: further files that the weights consist of (see the property).
         input_size: side of the square input in px (embedders); None for any size.
         channel_order: order of the network's input channels, one of CHANNEL_ORDERS. Callers always pass RGB.
         mean: per channel, in `channel_order`, on the 0..255 scale.
@@ -159,6 +160,32 @@ class ModelCard:
         """Known sha256 of the card's files, variants included: they are the same weights."""
         found = (self.sha256, *(fields.get("sha256") for fields in self.variants.values()))
         return frozenset(digest for digest in found if digest is not None)
+
+    @property
+    def parts(self) -> dict[str, ModelCard]:
+        """Cards of the further files that these weights consist of, by part; most models are one file and have none.
+
+        `options.parts` maps a part's name to its own file, sha256, size_bytes and urls. Whoever fetches or checks the
+        weights of a card does so for its parts too.
+
+        Raises:
+            UsageError: a part without a file, or with a field of another type or that parts do not have.
+        """
+        listed = self.options.get("parts", {})
+        if not isinstance(listed, dict):
+            raise UsageError(
+                f"model card {self.name!r}: options.parts must map names to files, got {listed!r}"
+            )
+        blank: dict[str, Any] = {"format": "", "sha256": None, "size_bytes": None, "urls": (), "member": None}
+        cards = {}
+        for part, fields in listed.items():
+            where = f"model card {self.name!r}: options.parts.{part}"
+            own = dict(_variant(fields, where))
+            if "file" not in own:
+                raise UsageError(f"{where}: field 'file' is missing")
+            changes = blank | {"name": f"{self.name}_{part}", "variants": {}, "options": {}} | own
+            cards[part] = dataclasses.replace(self, **changes)
+        return cards
 
     def preferring(self, backend: str) -> ModelCard:
         """The card for a backend where there are weights for it, else (and for "auto") the card itself."""

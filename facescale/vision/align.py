@@ -93,6 +93,12 @@ SCHEMES = {
             left_eye=(0,),
             right_eye=(1,),
         ),
+        LandmarkScheme(
+            "blazeface6",
+            ("left eye", "right eye", "nose tip", "middle of the mouth", "left ear", "right ear"),
+            left_eye=(0,),
+            right_eye=(1,),
+        ),
     )
 }
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from facescale.vision.align import points_from_dlib
-from facescale.vision.networks import normalize
+from facescale.vision.networks import load_network, normalize
 from facescale.vision.nms import greedy_nms, intersection_over_union
 from facescale.vision.protocols import Detections
 
@@ -25,11 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from facescale.models.card import ModelCard
-    from facescale.vision.networks import Network
+    from facescale.vision.networks import Build, Network
 
 DEFAULT_BATCH_PIXELS = {"cpu": 1 << 19, "cuda": 1 << 24}
 MAX_SIDE_PX = 640
 """Larger images are reduced to this side, unless faces of the smallest wanted size would then be missed."""
+MAX_CANVAS_PIXELS = 1 << 24
+"""Images are reduced until they fit into this, whatever the smallest face: bounds the memory of a canvas."""
 _MAX_CANDIDATES = 4096  # of one image, best first: bounds the suppression
 
 
@@ -41,7 +43,8 @@ class Candidates:
         scores: float32 [B, A].
         boxes: float32 [B, A, 4], x1, y1, x2, y2 in px of the canvas, its left edge at 0.
         landmarks: float32 [B, A, K, 2] px of the canvas, centers of its pixels at integers (as these networks are
-            trained), or None.
+            trained), or None. A network that counts in shares of the canvas has its left edge at 0: its decoder
+            takes half a pixel off.
     """
 
     scores: torch.Tensor
@@ -145,6 +148,7 @@ class DenseDetector:
             self.card.min_face_px or 1
         ) / self.min_face_px  # below it the smallest faces would be missed
         scale = max(needed, min(1.0, c.max_side_px / max(height, width)))
+        scale = min(scale, (MAX_CANVAS_PIXELS / (height * width)) ** 0.5)
         size = max(round(height * scale), 1), max(round(width * scale), 1)
         canvas = tuple(-(-side // c.multiple) * c.multiple for side in size)
         return _Plan(position, *size, (canvas[0], canvas[1]))
@@ -188,6 +192,37 @@ class DenseDetector:
             landmarks = None if points is None else points[chosen].astype(np.float32)
             results.append(Detections(boxes_px[chosen].astype(np.float32), scores_n[chosen], landmarks))
         return results
+
+
+def build_detector(
+    card: ModelCard,
+    decoder: Decoder,
+    canvas: Canvas,
+    *,
+    device: torch.device,
+    precision: str,
+    min_face_px: int,
+    max_batch_pixels: int | None,
+    build: Build | None = None,
+) -> DenseDetector:
+    """The detector of `card`; errors as of facescale.vision.networks.load_network, which explains `build`."""
+    return DenseDetector(
+        card,
+        load_network(card, device=device, precision=precision, build=build),
+        decoder,
+        device=device,
+        min_face_px=min_face_px,
+        max_batch_pixels=max_batch_pixels,
+        canvas=canvas,
+    )
+
+
+def cell_corners(rows: int, columns: int, device: torch.device) -> torch.Tensor:
+    """Column and row of each cell of a map, row by row: float32 [rows · columns, 2]."""
+    row, column = torch.meshgrid(
+        torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
+    )
+    return torch.stack([column, row], dim=-1).reshape(-1, 2).float()
 
 
 def _batches(plans: list[_Plan], max_pixels: int) -> Iterator[list[_Plan]]:

@@ -93,9 +93,28 @@ def intersection_over_union(first: torch.Tensor, second: torch.Tensor) -> torch.
     Returns:
         float [a, b]; 0 where both are empty.
     """
+    inner, one, other = _areas(first, second)
+    return inner / (one[:, None] + other[None] - inner).clamp_(min=1e-9)
+
+
+def intersection_over_smaller(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Intersection over the area of the smaller box: a box within another overlaps it wholly.
+
+    Args:
+        first: float [a, 4], x1, y1, x2, y2.
+        second: float [b, 4].
+
+    Returns:
+        float [a, b]; 0 where either is empty.
+    """
+    inner, one, other = _areas(first, second)
+    return inner / torch.minimum(one[:, None], other[None]).clamp_(min=1e-9)
+
+
+def _areas(first: torch.Tensor, second: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Areas of what boxes [a, 4] and [b, 4] share, [a, b], and their own, [a] and [b]."""
     low = torch.maximum(first[:, None, :2], second[None, :, :2])
     high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
     inner = (high - low).clamp_(min=0).prod(-1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1) for boxes in (first, second)]
-    union = areas[0][:, None] + areas[1][None] - inner
-    return inner / union.clamp_(min=1e-9)
+    one, other = ((boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1) for boxes in (first, second))
+    return inner, one, other

@@ -92,10 +92,11 @@ class OnnxNetwork:
         batch = (batch.permute(0, 2, 3, 1) if self._layout == "nhwc" else batch).contiguous()
         run = self._on_cuda if self.device.type == "cuda" else self._on_cpu
         size = self._batch or self._suitable(batch)
-        if len(batch) == size:
+        if len(batch) == size and self._batch != 1:
             found = run(batch)
         else:
-            pieces = [run(piece) for piece in self._pieces(batch, size, fill=self._batch is not None)]
+            fill = self._batch is not None
+            pieces = [self._batched(run(piece)) for piece in self._pieces(batch, size, fill=fill)]
             found = {
                 name: torch.cat([piece[name] for piece in pieces])[: len(batch)] for name in self._outputs
             }
@@ -107,6 +108,15 @@ class OnnxNetwork:
             return len(batch)
         pixels = batch[0].numel() // 3 if len(batch) else 0
         return min(max(1, self._threads * CPU_CALL_PIXELS // max(1, pixels)), max(1, len(batch)))
+
+    def _batched(self, found: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Outputs with the batch in front: files for one image may leave it out (insightface's detectors)."""
+        if self._batch != 1:
+            return found
+        return {
+            name: values if len(values) == 1 and values.dim() > 1 else values[None]
+            for name, values in found.items()
+        }
 
     @staticmethod
     def _pieces(batch: torch.Tensor, size: int, *, fill: bool) -> list[torch.Tensor]:

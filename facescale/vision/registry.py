@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from facescale.errors import UsageError
@@ -259,10 +260,14 @@ def _dlib_mmod(card: ModelCard, **options: Any) -> Detector:
     return mmod.load(card, **options)
 
 
-def _yunet(card: ModelCard, **options: Any) -> Detector:
-    from facescale.vision import yunet
+def _detector(module: str) -> DetectorFactory:
+    """The factory `load` of a module of this package, imported when it is first called."""
 
-    return yunet.load(card, **options)
+    def load(card: ModelCard, **options: Any) -> Detector:
+        found: Detector = import_module(f"facescale.vision.{module}").load(card, **options)
+        return found
+
+    return load
 
 
 def _network(card: ModelCard, **options: Any) -> Embedder:
@@ -275,6 +280,12 @@ def _dlib_ert(card: ModelCard, **options: Any) -> Landmarker:
     from facescale.vision import landmarks
 
     return landmarks.load(card, **options)
+
+
+def _mtcnn_onet(card: ModelCard, **options: Any) -> Landmarker:
+    from facescale.vision import mtcnn
+
+    return mtcnn.load_landmarker(card, **options)
 
 
 def _dlib_resnet(card: ModelCard, **options: Any) -> Embedder:
@@ -290,8 +301,14 @@ def _iso_v1(**_: Any) -> QualityScorer:
 
 
 _SCORERS: dict[str, QualityScorerFactory] = {DEFAULT_QUALITY_SCORER: _iso_v1}
-_DETECTORS: dict[str, DetectorFactory] = {"dlib_mmod": _dlib_mmod, "yunet": _yunet}
-_LANDMARKERS: dict[str, LandmarkerFactory] = {"dlib_ert": _dlib_ert}
+_DETECTORS: dict[str, DetectorFactory] = {
+    "dlib_mmod": _dlib_mmod,
+    **{
+        name: _detector(name)
+        for name in ("yunet", "ultraface", "retinaface", "mtcnn", "blazeface", "scrfd", "centerface")
+    },
+}
+_LANDMARKERS: dict[str, LandmarkerFactory] = {"dlib_ert": _dlib_ert, "mtcnn_onet": _mtcnn_onet}
 _EMBEDDERS: dict[str, EmbedderFactory] = {
     "dlib_resnet": _dlib_resnet,
     # Files that bring their own network; the others are state dicts of known ones, or ONNX files made from them.

@@ -6,12 +6,11 @@ Used by facescale.vision.registry.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from facescale.vision.dense import Candidates, Canvas, DenseDetector
-from facescale.vision.networks import load_network
+from facescale.vision.dense import Candidates, Canvas, DenseDetector, build_detector, cell_corners
 
 if TYPE_CHECKING:
     from facescale.models.card import ModelCard
@@ -19,24 +18,9 @@ if TYPE_CHECKING:
 STRIDES = (8, 16, 32)
 
 
-def load(
-    card: ModelCard,
-    *,
-    device: torch.device,
-    precision: str,
-    min_face_px: int,
-    max_batch_pixels: int | None,
-) -> DenseDetector:
-    """Load the detector of `card`; errors as of facescale.vision.networks.load_network."""
-    return DenseDetector(
-        card,
-        load_network(card, device=device, precision=precision),
-        decode,
-        device=device,
-        min_face_px=min_face_px,
-        max_batch_pixels=max_batch_pixels,
-        canvas=Canvas(multiple=max(STRIDES)),
-    )
+def load(card: ModelCard, **options: Any) -> DenseDetector:
+    """Load the detector of `card`; options and errors as of facescale.vision.dense.build_detector."""
+    return build_detector(card, decode, Canvas(multiple=max(STRIDES)), **options)
 
 
 def decode(outputs: dict[str, torch.Tensor], height: int, width: int) -> Candidates:
@@ -46,7 +30,7 @@ def decode(outputs: dict[str, torch.Tensor], height: int, width: int) -> Candida
     """
     scores, boxes, landmarks = [], [], []
     for stride in STRIDES:
-        cells = _cells(height // stride, width // stride, outputs[f"bbox_{stride}"].device)
+        cells = cell_corners(height // stride, width // stride, outputs[f"bbox_{stride}"].device)
         quality = outputs[f"cls_{stride}"].clamp(0, 1) * outputs[f"obj_{stride}"].clamp(0, 1)
         batch = len(quality)
         scores.append(quality.sqrt().flatten(1))
@@ -56,11 +40,3 @@ def decode(outputs: dict[str, torch.Tensor], height: int, width: int) -> Candida
         points = outputs[f"kps_{stride}"].reshape(batch, len(cells), -1, 2)
         landmarks.append((points + cells[:, None]) * stride)
     return Candidates(torch.cat(scores, 1), torch.cat(boxes, 1), torch.cat(landmarks, 1))
-
-
-def _cells(rows: int, columns: int, device: torch.device) -> torch.Tensor:
-    """Column and row of each cell, row by row: float32 [rows · columns, 2]."""
-    row, column = torch.meshgrid(
-        torch.arange(rows, device=device), torch.arange(columns, device=device), indexing="ij"
-    )
-    return torch.stack([column, row], dim=-1).reshape(-1, 2).float()
