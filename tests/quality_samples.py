@@ -20,7 +20,8 @@ def portrait() -> np.ndarray:
 
 def views(image: np.ndarray, landmarks: np.ndarray = LANDMARKS, scheme: str = "dlib5") -> FaceViews:
     """The faces of one image; landmarks [K, 2] or [n, K, 2] px."""
-    points = np.asarray(landmarks, np.float64).reshape(-1, 5, 2)
+    points = np.asarray(landmarks, np.float64)
+    points = points.reshape(-1, *points.shape[-2:])
     crops, matrices = wide_crops(image, points, scheme)
     return FaceViews(crops, matrices, points, scheme, np.tile(image.shape[:2], (len(points), 1)))
 

@@ -102,6 +102,10 @@ def extract_settings(config: ExtractConfig) -> tuple[dict[str, Any], dict[str, A
         "max_bytes": config.max_bytes,
         "max_pixels": config.max_pixels,
     }
+    if detector.parts:
+        requested["detector_parts_sha256"] = {
+            part: with_digest(own).sha256 for part, own in detector.parts.items()
+        }
     if config.det_threshold is not None:
         requested["det_threshold"] = config.det_threshold
     if not from_detector:

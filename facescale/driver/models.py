@@ -138,10 +138,16 @@ def pull_models(
     """
     chosen = [card(name) for name in names]
     return [
-        _pull(known.for_backend(one), progress)
+        _pull(file, progress)
         for known in chosen
         for one in (known.backends if runtime == "all" else [runtime or known.backend])
+        for file in _files(known.for_backend(one))
     ]
+
+
+def _files(known: ModelCard) -> list[ModelCard]:
+    """A card for each file that the weights of one consist of."""
+    return [known, *known.parts.values()]
 
 
 def _pull(known: ModelCard, progress: Callable[[str], Progress] | None) -> Pulled:
@@ -176,18 +182,18 @@ def verify_models(names: Sequence[str] | None = None) -> list[Verified]:
     rows = []
     for known in [card(name) for name in names] if names else cards():
         for runtime in known.backends:
-            used = known.for_backend(runtime)
-            try:
-                path = local_weights(used)
-                verify(used, path)
-            except MissingWeightsError as error:
-                if names and runtime == known.backend:
-                    rows.append(Verified(known.name, runtime, False, str(error)))
-            except FacescaleError as error:
-                rows.append(Verified(known.name, runtime, False, str(error)))
-            else:
-                digest = used.sha256 or f"{recorded_digest(used)} (recorded)"
-                rows.append(Verified(known.name, runtime, True, f"sha256 {digest} at {path}"))
+            for used in _files(known.for_backend(runtime)):
+                try:
+                    path = local_weights(used)
+                    verify(used, path)
+                except MissingWeightsError as error:
+                    if names and runtime == known.backend:
+                        rows.append(Verified(used.name, runtime, False, str(error)))
+                except FacescaleError as error:
+                    rows.append(Verified(used.name, runtime, False, str(error)))
+                else:
+                    digest = used.sha256 or f"{recorded_digest(used)} (recorded)"
+                    rows.append(Verified(used.name, runtime, True, f"sha256 {digest} at {path}"))
     return rows
 
 

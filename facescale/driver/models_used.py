@@ -100,19 +100,20 @@ def fetch_weights(config: JobConfig, job: str, reporter: Reporter) -> None:
     """
     for used, runtime in _models(config.extract, job):
         running = used.for_backend(runtime)
-        if not running.urls:  # the model itself says what it lacks; a plug-in's may need no file
-            continue
-        try:
-            local_weights(running)
-            continue
-        except MissingWeightsError:
-            reporter.say(f"{used.name}: downloading its weights from {running.urls[0]} ({running.licence})")
-        try:
-            find_weights(running)
-        except FacescaleError as error:
-            if not (config.engine.address or os.environ.get("RAY_ADDRESS")):
-                raise
-            reporter.warn(f"{error}; the cluster's machines need them")
+        for file in (running, *running.parts.values()):
+            if not file.urls:  # the model itself says what it lacks; a plug-in's may need no file
+                continue
+            try:
+                local_weights(file)
+                continue
+            except MissingWeightsError:
+                reporter.say(f"{file.name}: downloading its weights from {file.urls[0]} ({file.licence})")
+            try:
+                find_weights(file)
+            except FacescaleError as error:
+                if not (config.engine.address or os.environ.get("RAY_ADDRESS")):
+                    raise
+                reporter.warn(f"{error}; the cluster's machines need them")
 
 
 def _models(config: ExtractConfig, job: str) -> list[tuple[ModelCard, str]]:

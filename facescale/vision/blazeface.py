@@ -1,7 +1,7 @@
 """BlazeFace (Bazarevsky et al.: "BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs", 2019).
 
-Card in, detector out: the network of the front and of the back camera, whose module names are those of the public PyTorch
-checkpoints, and how its 896 anchors are read. Used by facescale.vision.registry.
+Card in, detector out: the network of the front and of the back camera, whose module names are those of the public
+PyTorch checkpoints, and how its 896 anchors are read. Used by facescale.vision.registry.
 
 Shape legend: B images of a batch, C channels, A = 896 anchors.
 """
@@ -57,7 +57,7 @@ def decode(outputs: dict[str, torch.Tensor], height: int, width: int) -> Candida
         ]
     )
     centers = anchors * anchors.new_tensor([width, height])  # [A, 2]
-    values = outputs["places"].unflatten(-1, (_VALUES // 2, 2))
+    values = outputs["places"].reshape(*outputs["scores"].shape, _VALUES // 2, 2)
     center, half = centers + values[..., 0, :], values[..., 1, :].abs() / 2
     return Candidates(
         outputs["scores"].sigmoid(),

@@ -40,7 +40,9 @@ def decode(outputs: dict[str, torch.Tensor], height: int, width: int) -> Candida
     size = _per_cell(sizes).exp() * STRIDE
     center = (cells + _per_cell(offsets) + 0.5) * STRIDE
     corner = center - size / 2
-    pairs = points.unflatten(1, (-1, 2)).flip(2).flatten(3).permute(0, 3, 1, 2)  # [B, cells, K, (x, y)]
+    pairs = (
+        points.reshape(len(points), -1, 2, rows * columns).flip(2).permute(0, 3, 1, 2)
+    )  # [B, cells, K, (x, y)]
     return Candidates(
         (heat * peak).flatten(1),
         torch.cat([corner, corner + size], dim=-1),

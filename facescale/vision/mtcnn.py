@@ -1,8 +1,8 @@
 """MTCNN (Zhang et al., 2016): images of any sizes in, scored boxes and five landmarks out, by three networks in a row.
 
-The first judges every place of a pyramid, levels of all images together by size; the second and the third look at crops of
-what is left, those of all images together. Its third network alone is a landmarker: boxes of any detector in, five
-landmarks out. Built by facescale.vision.registry, called by the extract stage.
+The first judges every place of a pyramid, levels of all images together by size; the second and the third look at
+crops of what is left, those of all images together. Its third network alone is a landmarker: boxes of any detector in,
+five landmarks out. Built by facescale.vision.registry, called by the extract stage.
 
 Shape legend: N candidates of all images, B images.
 """
@@ -256,7 +256,7 @@ class MtcnnLandmarker:
         used = np.flatnonzero(counts)
         owner = torch.from_numpy(np.repeat(np.arange(len(used)), np.array(counts)[used])).to(self.device)
         side = CROPS_PX["onet"]
-        source = CropSource([images[i] for i in used], self.device, largest_crop_px=side)
+        source = CropSource([images[i] for i in used.tolist()], self.device, largest_crop_px=side)
         squares = _squared(torch.from_numpy(together).to(self.device))
         first = _look(self.network, self.card, source, owner, squares, "onet")
         squares = _squared(_moved(squares, first["boxes"].clamp(-0.5, 0.5)))
@@ -284,7 +284,7 @@ def _look(
 
 def _points(squares: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Landmarks [N, 5, 2] px, centers of pixels at integers, from shares of the squares [N, 10]: all x, then all y."""
-    shares = values.unflatten(1, (2, _NUM_LANDMARKS)).transpose(1, 2)
+    shares = values.reshape(-1, 2, _NUM_LANDMARKS).transpose(1, 2)
     return squares[:, None, :2] + shares * (squares[:, None, 2:] - squares[:, None, :2]) - 0.5
 
 
@@ -365,12 +365,13 @@ def load(
         raise UsageError(
             f"model {card.name!r}: options.thresholds of its card must be those of pnet and rnet, got {thresholds!r}"
         )
-    builders = {"pnet": PNet, "rnet": RNet, "onet": ONet}
     networks = {
-        name: load_network(
-            part, device=device, precision=precision, build=lambda _, name=name: builders[name]()
+        name: load_network(part, device=device, precision=precision, build=build)
+        for name, part, build in (
+            ("pnet", parts["pnet"], lambda _: PNet()),
+            ("rnet", parts["rnet"], lambda _: RNet()),
+            ("onet", card, lambda _: ONet()),
         )
-        for name, part in {**parts, "onet": card}.items()
     }
     return MtcnnDetector(
         card,

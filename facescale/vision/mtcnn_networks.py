@@ -1,7 +1,7 @@
 """The three networks of MTCNN (Zhang et al.: "Joint Face Detection and Alignment using Multitask Cascaded CNNs", 2016).
 
-Canvases or crops in; face probabilities, box corrections and landmarks out. Modules bear the names that the public PyTorch
-checkpoints have. Used by facescale.vision.mtcnn.
+Canvases or crops in; face probabilities, box corrections and landmarks out. Modules bear the names that the public
+PyTorch checkpoints have. Used by facescale.vision.mtcnn.
 
 Shape legend: B images or crops of a batch.
 """

@@ -72,7 +72,7 @@ def decode(
     at, side = torch.cat(centers), torch.cat(sides)[:, None]  # [A, 2], [A, 1]
     box = outputs["boxes"]
     center, half = at + box[..., :2] * _CENTER * side, (box[..., 2:] * _SIZE).exp() * side / 2
-    points = outputs["landmarks"].unflatten(-1, (-1, 2))
+    points = outputs["landmarks"].reshape(*box.shape[:2], -1, 2)
     return Candidates(
         outputs["scores"].softmax(-1)[..., 1],
         torch.cat([center - half, center + half], dim=-1),

@@ -28,13 +28,15 @@ class CropSource:
     Args:
         images: uint8 [H, W, 3] each.
         device: where crops are made.
-        smallest_px: side of the smallest box that will be asked for at the size of a crop; halves that no crop needs
-            are not made.
+        largest_crop_px: largest S that will be asked for: halves smaller than that are not made.
     """
 
     def __init__(self, images: Sequence[np.ndarray], device: torch.device, *, largest_crop_px: int) -> None:
         flat: list[np.ndarray] = []
-        offsets, sizes, first, at = [], [], [], 0
+        offsets: list[int] = []
+        sizes: list[tuple[int, ...]] = []
+        first: list[int] = []
+        at = 0
         for image in images:
             first.append(len(sizes))
             while True:
@@ -86,8 +88,7 @@ class CropSource:
         x = low[:, :1] + extent[:, :1] * steps - 0.5  # [N, samples], centers of pixels at integers
         y = low[:, 1:] + extent[:, 1:] * steps - 0.5
         values = self._bilinear(self._offset[row], size, y, x)
-        folded = values.unflatten(1, (side, _OVERSAMPLED)).unflatten(3, (side, _OVERSAMPLED))
-        return folded.mean(dim=(2, 4))
+        return values.reshape(-1, side, _OVERSAMPLED, side, _OVERSAMPLED, 3).mean(dim=(2, 4))
 
     def _bilinear(
         self, offset: torch.Tensor, size: torch.Tensor, y: torch.Tensor, x: torch.Tensor

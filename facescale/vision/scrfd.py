@@ -55,7 +55,7 @@ def decode(outputs: dict[str, torch.Tensor], height: int, width: int, *, card: M
         scores.append(score.flatten(1))
         boxes.append(torch.cat([centers - distance[..., :2], centers + distance[..., 2:]], dim=-1))
         if kinds == 3:
-            offsets = values[level + 2 * len(STRIDES)].unflatten(-1, (-1, 2)) * stride
+            offsets = values[level + 2 * len(STRIDES)].reshape(*score.shape[:2], -1, 2) * stride
             landmarks.append(offsets + centers[:, None])
     return Candidates(
         torch.cat(scores, 1), torch.cat(boxes, 1), torch.cat(landmarks, 1) if landmarks else None

@@ -157,6 +157,12 @@ def test_detector_repeats_itself_and_leaves_its_input(detector: Detector, portra
 # Landmarkers
 
 
+def assert_same_points(landmarker: Landmarker, one: np.ndarray, other: np.ndarray) -> None:
+    """Bit by bit for dlib's trees; a network may get another convolution kernel for another batch."""
+    tolerance = 0.0 if landmarker.card.name in DEFAULTS else 10 * TOLERANCE
+    np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
+
+
 def test_landmarker_meets_its_protocol(landmarker: Landmarker) -> None:
     assert isinstance(landmarker, Landmarker)
     assert landmarker.card.task == "landmarker"
@@ -184,7 +190,7 @@ def test_landmarker_takes_odd_images_and_boxes(landmarker: Landmarker, odd_image
         odd_images, landmarker.landmarks(odd_images, [boxes] * len(odd_images)), strict=True
     ):
         assert points.shape[0] == len(boxes) and np.isfinite(points).all()
-        np.testing.assert_array_equal(points, landmarker.landmarks([image], [boxes])[0])
+        assert_same_points(landmarker, points, landmarker.landmarks([image], [boxes])[0])
 
 
 def test_landmarker_is_independent_of_the_batch(landmarker: Landmarker, portrait: np.ndarray) -> None:
@@ -194,7 +200,7 @@ def test_landmarker_is_independent_of_the_batch(landmarker: Landmarker, portrait
     alone = np.concatenate([landmarker.landmarks([portrait], [box[None]])[0] for box in boxes])
     for _ in range(2):
         split = landmarker.landmarks([portrait, portrait], [boxes[:2], boxes[2:]])
-        np.testing.assert_array_equal(np.concatenate(split), alone)
+        assert_same_points(landmarker, np.concatenate(split), alone)
     np.testing.assert_array_equal(boxes, kept[0])
     np.testing.assert_array_equal(portrait, kept[1])
 
@@ -301,8 +307,9 @@ def test_scorer_takes_odd_images_and_landmarks(
     scorer: QualityScorer, odd_images: list[np.ndarray], scheme: str
 ) -> None:
     rng = np.random.default_rng(3)
+    shape = len(SCHEMES[scheme].points), 2
     points = np.stack(
-        [np.zeros((5, 2)), np.full((5, 2), 900.0), rng.uniform(-30, 120, (5, 2)), LANDMARKS / 5]
+        [np.zeros(shape), np.full(shape, 900.0), rng.uniform(-30, 120, shape), np.resize(LANDMARKS / 5, shape)]
     )
     for image in odd_images:
         faces = views(image, points, scheme)
