@@ -355,6 +355,54 @@ def partial_fc(
     publish(console, result, json_output=json_output, out=out)
 
 
+@bench_app.command()
+def models(
+    photos: Photos,
+    lakes: Annotated[
+        str | None,
+        typer.Option(help="Folder for the lakes and rows, kept for the next run; default: a temporary one."),
+    ] = None,
+    detector: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+    embedder: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+    limit_pairs: Annotated[
+        int | None, typer.Option(min=2, help="At most so many pairs, and few other photographs.")
+    ] = None,
+    min_face_px: MinFacePx = 40,
+    workers: Annotated[int | None, typer.Option(min=0, help="Of extract; default: one a core.")] = None,
+    weights_dir: Annotated[
+        str | None, typer.Option(help="Folder with weights, searched before FACESCALE_WEIGHTS.")
+    ] = None,
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="Also models that are not for commercial use.")
+    ] = False,
+    out: Out = None,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Every detector and embedder whose weights are here, through the main job: faces found, people told apart, speed.
+
+    PHOTOS holds labels.csv and lfw_pairs.csv, as for `bench verification`. An interrupted run with --lakes goes on
+    where it was; speeds are those of the run that made the row.
+    """
+    from facescale.bench.models import bench_models
+
+    set_up_logging(verbose)
+    _run(
+        bench_models,
+        photos,
+        json_output,
+        out,
+        lakes=lakes,
+        detectors=detector,
+        embedders=embedder,
+        limit_pairs=limit_pairs,
+        min_face_px=min_face_px,
+        workers=workers,
+        weights_dir=weights_dir,
+        accept_license=accept_license,
+    )
+
+
 def _run(
     measure: Callable[..., Result], photos: str, json_output: bool, out: str | None, **options: Any
 ) -> None:

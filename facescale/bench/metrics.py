@@ -125,6 +125,38 @@ def pair_distances(vectors: np.ndarray, first: np.ndarray, second: np.ndarray) -
     return distances
 
 
+def tar_at_far(
+    vectors: np.ndarray, rows: np.ndarray, person: np.ndarray, fars: Sequence[float]
+) -> list[float | None]:
+    """The share of pairs of one person that are accepted where a share of the pairs of two people is.
+
+    Every pair of photographs is taken. Holds 9 bytes a pair of photographs: 90 MB for 3,100 photographs.
+
+    Args:
+        vectors: float32 [N, D], of unit length.
+        rows: int64 [M], the face of each photograph; -1 where there is none: never accepted as the person's.
+        person: int64 [M], who is on it.
+        fars: shares of the pairs of two people that may be accepted.
+
+    Returns:
+        For each of `fars`; None where there are too few pairs of two people for it, or none of one.
+    """
+    _, count = np.unique(person, return_counts=True)
+    num_same = int((count * (count - 1) // 2).sum())
+    known = rows >= 0
+    chosen, who = vectors[rows[known]], person[known]
+    upper = np.triu(np.ones((len(chosen), len(chosen)), bool), 1)
+    same = who[:, None] == who[None]
+    similarity = chosen @ chosen.T
+    genuine, others = similarity[upper & same], np.sort(similarity[upper & ~same])
+    rates: list[float | None] = []
+    for far in fars:
+        allowed = int(far * len(others))
+        enough = allowed > 0 and num_same > 0
+        rates.append(int((genuine > others[-allowed - 1]).sum()) / num_same if enough else None)
+    return rates
+
+
 def nearest_to_center(boxes: np.ndarray, image: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """The face whose box's center is nearest to its image's center, of each image.
 
