@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -78,3 +79,52 @@ def pooling_network(
     )
     opset = _field(1, "") + _field(2, 13)
     return _field(1, 8) + _field(8, opset) + _field(7, graph)
+
+
+def _tensor(name: str, shape: Sequence[int], values: bytes, kind: int) -> bytes:
+    return b"".join(_field(1, size) for size in shape) + _field(2, kind) + _field(8, name) + _field(9, values)
+
+
+def scrfd_network(reach: float) -> bytes:
+    """A detector with SCRFD's nine outputs, in insightface's form: for one image, outputs [places, 1, 4 or 10].
+
+    A place's score is the sigmoid of the mean brightness of its cell as the network sees it (-1..1), four times that
+    at stride 8 and minus ten at the others; distances are `reach` strides; landmarks lie on the cell's corner.
+    """
+    nodes, initializers, outputs = [], [], []
+    for kind, per_cell in (("score", 2), ("bbox", 8), ("kps", 20)):
+        for stride in (8, 16, 32):
+            name, cell = f"{kind}_{stride}", _field(5, _ints("kernel_shape", (stride, stride)))
+            gain = 4 / 3 if kind == "score" and stride == 8 else 0.0
+            bias = {"score": 0.0 if stride == 8 else -10.0, "bbox": reach, "kps": 0.0}[kind]
+            width = per_cell // 2
+            weights, biases = array("f", [gain] * 3 * per_cell), array("f", [bias] * per_cell)
+            initializers += [
+                _tensor(f"w_{name}", (per_cell, 3, 1, 1), weights.tobytes(), 1),
+                _tensor(f"b_{name}", (per_cell,), biases.tobytes(), 1),
+                _tensor(f"s_{name}", (2,), array("q", [-1, width]).tobytes(), 7),
+            ]
+            order = _field(5, _ints("perm", (0, 2, 3, 1)))
+            chain = [
+                ("AveragePool", ["image"], cell + _field(5, _ints("strides", (stride, stride)))),
+                ("Conv", [f"w_{name}", f"b_{name}"], b""),
+                ("Transpose", [], order),
+                ("Reshape", [f"s_{name}"], b""),
+                *([("Sigmoid", [], b"")] if kind == "score" else []),
+            ]
+            before = ""
+            for step, (operator, extra, attributes) in enumerate(chain):
+                inputs = [*([before] if before else []), *extra]
+                after = name if step == len(chain) - 1 else f"{name}_{step}"
+                node = b"".join(_field(1, one) for one in inputs) + _field(2, after) + _field(4, operator)
+                nodes.append(node + attributes)
+                before = after
+            outputs.append(_value(name, ("P", width)))
+    graph = (
+        b"".join(_field(1, node) for node in nodes)
+        + _field(2, "scrfd")
+        + b"".join(_field(5, one) for one in initializers)
+        + _field(11, _value("image", (1, 3, "H", "W")))
+        + b"".join(_field(12, one) for one in outputs)
+    )
+    return _field(1, 8) + _field(8, _field(1, "") + _field(2, 13)) + _field(7, graph)

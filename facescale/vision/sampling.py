@@ -94,16 +94,15 @@ class CropSource:
         self, offset: torch.Tensor, size: torch.Tensor, y: torch.Tensor, x: torch.Tensor
     ) -> torch.Tensor:
         """Values at the positions `y` × `x` of each box's level, float32 [N, rows, columns, 3]."""
+        inside_y = (y >= -0.5) & (y <= size[:, :1] - 0.5)
+        inside_x = (x >= -0.5) & (x <= size[:, 1:] - 0.5)
         y0, x0 = y.floor(), x.floor()
         down, right = (y - y0)[:, :, None, None], (x - x0)[:, None, :, None]
         total = torch.zeros(*y.shape, x.shape[1], 3, device=self.device)
         for rows, weight_y in ((y0, 1 - down), (y0 + 1, down)):
             for columns, weight_x in ((x0, 1 - right), (x0 + 1, right)):
-                inside_y = (rows >= 0) & (rows < size[:, :1])
-                inside_x = (columns >= 0) & (columns < size[:, 1:])
-                inside = inside_y[:, :, None] & inside_x[:, None]
                 line = rows.clamp(min=0).minimum(size[:, :1] - 1).long()
                 column = columns.clamp(min=0).minimum(size[:, 1:] - 1).long()
                 index = offset[:, None, None] + line[:, :, None] * size[:, 1:, None] + column[:, None]
-                total += self._pixels[index] * (weight_y * weight_x * inside[..., None])
-        return total
+                total += self._pixels[index] * (weight_y * weight_x)
+        return total.mul_((inside_y[:, :, None] & inside_x[:, None])[..., None])

@@ -309,7 +309,12 @@ def test_scorer_takes_odd_images_and_landmarks(
     rng = np.random.default_rng(3)
     shape = len(SCHEMES[scheme].points), 2
     points = np.stack(
-        [np.zeros(shape), np.full(shape, 900.0), rng.uniform(-30, 120, shape), np.resize(LANDMARKS / 5, shape)]
+        [
+            np.zeros(shape),
+            np.full(shape, 900.0),
+            rng.uniform(-30, 120, shape),
+            np.resize(LANDMARKS / 5, shape),
+        ]
     )
     for image in odd_images:
         faces = views(image, points, scheme)

@@ -67,7 +67,7 @@ def test_templates_and_schemes_agree() -> None:
 def test_unknown_names_are_usage_errors() -> None:
     with pytest.raises(UsageError, match=r"'dlib_151'.*arcface_112, dlib_150"):
         align.chip_template("dlib_151")
-    with pytest.raises(UsageError, match=r"'five'.*arcface5, dlib5"):
+    with pytest.raises(UsageError, match=r"'five'.*arcface5, blazeface6, dlib5"):
         align.landmark_scheme("five")
 
 

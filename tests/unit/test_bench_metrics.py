@@ -18,6 +18,7 @@ from facescale.bench.metrics import (
     nearest_to_center,
     pair_distances,
     quantiles,
+    tar_at_far,
 )
 from facescale.errors import UsageError
 
@@ -177,3 +178,37 @@ def test_quantiles() -> None:
     assert quantiles([]) == {}
     assert quantiles([3.0, 1.0, 2.0])["median"] == 2.0
     assert quantiles([3.0, 1.0, 2.0])["max"] == 3.0
+
+
+def test_tar_at_far_is_what_counting_pair_by_pair_gives() -> None:
+    rng = np.random.default_rng(5)
+    centers = rng.normal(size=(8, 16))
+    person = np.repeat(np.arange(8), 6)
+    vectors = (centers[person] + rng.normal(size=(48, 16))).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    order = rng.permutation(48)
+    rows = np.where(np.arange(48) % 9 == 0, -1, order)
+    person = person[order]
+    genuine, others = [], []
+    for i in range(48):
+        for j in range(i + 1, 48):
+            known = rows[i] >= 0 and rows[j] >= 0
+            cosine = float(vectors[rows[i]] @ vectors[rows[j]]) if known else -2.0
+            if person[i] == person[j]:
+                genuine.append(cosine)
+            elif known:
+                others.append(cosine)
+    for far, found in zip(
+        (0.1, 0.01, 0.0001), tar_at_far(vectors, rows, person, (0.1, 0.01, 0.0001)), strict=True
+    ):
+        allowed = int(far * len(others))
+        if not allowed:
+            assert found is None
+            continue
+        best = max(
+            sum(cosine > threshold for cosine in genuine)
+            for threshold in others
+            if sum(cosine > threshold for cosine in others) <= allowed
+        )
+        assert found == pytest.approx(best / len(genuine), abs=0.01)
+    assert tar_at_far(vectors, np.full(48, -1), person, (0.1,)) == [None]
