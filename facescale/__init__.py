@@ -23,6 +23,7 @@ __all__ = [
     "SearchResult",
     "Searcher",
     "__version__",
+    "annotate",
     "build_index",
     "calibrate",
     "clean",
@@ -43,6 +44,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from facescale import errors
+    from facescale.api.annotate import annotate
     from facescale.api.export import export
     from facescale.api.imports import import_embeddings
     from facescale.api.jobs import (
@@ -64,6 +66,7 @@ if TYPE_CHECKING:
 else:
     # Where each name comes from. Not seen by type checkers, so that they know these names and no others.
     _NAMES = {
+        "facescale.api.annotate": "annotate",
         "facescale.api.export": "export",
         "facescale.api.imports": "import_embeddings",
         "facescale.api.jobs": "build_index clean cluster dedup embed extract neighbors run write_report",

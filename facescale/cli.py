@@ -64,6 +64,7 @@ from facescale.cli_options import (
     Trust,
     Verbose,
     WeightsDir,
+    With,
     Workers,
     run_job_command,
 )
@@ -244,6 +245,29 @@ def embed(
     run_job_command(
         "embed", config, _overrides(locals()), dry_run=dry_run, json_output=json_output, verbose=verbose
     )
+
+
+@app.command()
+def annotate(
+    lake: LakeArg,
+    annotators: With = None,
+    config: ConfigFile = None,
+    precision: Precision = None,
+    runtime: Runtime = None,
+    weights_dir: WeightsDir = None,
+    workers: Workers = None,
+    threads: Threads = None,
+    device: Device = None,
+    gpus_per_worker: GpusPerWorker = None,
+    address: Address = None,
+    plugin: Plugin = None,
+    dry_run: DryRunFlag = False,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run other models over the stored crops; what they say of each face becomes columns of `attributes`."""
+    overrides = _overrides(locals()) | {"annotate.annotators": tuple(annotators) if annotators else None}
+    _job("annotate", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
 
 
 @app.command()

@@ -77,6 +77,13 @@ GpusPerWorker = Annotated[float | None, typer.Option(help="Share of a GPU for ea
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster to join; else RAY_ADDRESS, else Ray starts here.")
 ]
+With = Annotated[
+    list[str] | None,
+    typer.Option("--with", help="Annotator: registry name, or path of its card (.yaml); repeatable."),
+]
+Where = Annotated[
+    str | None, typer.Option(help='Only faces that meet a condition, e.g. "age > 17 and quality >= 0.5".')
+]
 Plugin = Annotated[list[str] | None, typer.Option(help="Module that registers further models; repeatable.")]
 Backend = Annotated[str | None, typer.Option(help="faiss or hnswlib.")]
 MaxDistance = Annotated[int | None, typer.Option(help="PDQ bits up to which images are copies, 0..31.")]

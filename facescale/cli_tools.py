@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from facescale.cli_options import ConfigFile, Embedder, JsonFlag, LakeArg, Plugin, Verbose, set_up_logging
+from facescale.cli_options import (
+    ConfigFile,
+    Embedder,
+    JsonFlag,
+    LakeArg,
+    Plugin,
+    Verbose,
+    Where,
+    set_up_logging,
+)
 
 lake_app = typer.Typer(help="Look at a lake and its versions, check it, tidy it.", no_args_is_help=True)
 
@@ -31,6 +40,7 @@ def search(
     label: Annotated[str | None, typer.Option(help="Only faces whose image claims this label.")] = None,
     min_similarity: Annotated[float | None, typer.Option(help="Leave out hits below this cosine.")] = None,
     min_quality: Annotated[float | None, typer.Option(help="Leave out faces of less quality, 0..1.")] = None,
+    where: Where = None,
     output: Annotated[str | None, typer.Option("--out", help="Parquet file for all hits.")] = None,
     plugin: Plugin = None,
     config: ConfigFile = None,
@@ -50,6 +60,7 @@ def search(
         "label": label,
         "min_similarity": min_similarity,
         "min_quality": min_quality,
+        "where": where,
         "plugins": tuple(plugin) if plugin else None,
     }
     settings = load_config(SearchConfig, file=config, overrides=overrides)
@@ -130,6 +141,26 @@ def lake_prune(
         typer.echo(f"{'would remove' if dry_run else 'removed'} {folder} ({console.human_bytes(size)})")
     if not removed:
         typer.echo("nothing to remove: every version is current or made something that is")
+
+
+@lake_app.command("select")
+def lake_select(
+    lake: LakeArg,
+    where: Annotated[
+        str, typer.Option(help='Condition on the columns of faces and attributes, e.g. "quality >= 0.5".')
+    ],
+    output: Annotated[str | None, typer.Option("--out", help="Parquet file for their ids.")] = None,
+    json_output: JsonFlag = False,
+) -> None:
+    """How many faces meet a condition, and which."""
+    from facescale import console
+    from facescale.driver.select import select_faces
+
+    found = select_faces(lake, where, output=output)
+    if json_output:
+        console.print_json(found)
+        return
+    typer.echo(f"{found.selected:,} of {found.faces:,} faces" + (f", written to {output}" if output else ""))
 
 
 @lake_app.command("verify")

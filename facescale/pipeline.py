@@ -1,7 +1,7 @@
 """READ FIRST: the stages in data order, the tables each reads and writes, and `run_job`, which every entry point calls.
 
     SRC ─► plan ─► extract ─► dedup ─► neighbors ─► cluster ─► clean ─► index ─► search, report
-            │        │  └─► embed (another model, from the stored crops)
+            │        │  └─► embed, annotate (other models, from the stored crops)
          sources   images, faces, crops, embeddings            labels ◄─ label (claims on images)
                      ▲
     EMBEDDINGS ─► import (made elsewhere: no photographs, no crops)
@@ -54,6 +54,7 @@ STAGES = (
         "read, decode, hash, detect, align, cut out, embed",
     ),
     StageInfo("embed", ("faces", "crops"), ("embeddings",), "another embedder over the stored crops"),
+    StageInfo("annotate", ("faces", "crops"), ("attributes",), "what other models say of the stored crops"),
     StageInfo("label", ("sources",), ("labels",), "claims on images: folder names, files, tar members"),
     StageInfo(
         "dedup", ("images",), ("duplicates",), "identical and nearly identical images, one kept of each group"
@@ -118,6 +119,12 @@ def _embed(context: JobContext) -> list[StageSummary]:
     from facescale.driver.embed import run_embed
 
     return [run_embed(context)]
+
+
+def _annotate(context: JobContext) -> list[StageSummary]:
+    from facescale.driver.annotate import run_annotate
+
+    return run_annotate(context)
 
 
 def _dedup(context: JobContext) -> list[StageSummary]:
@@ -199,6 +206,7 @@ JOBS: Mapping[str, Callable[[JobContext], list[StageSummary]]] = {
     "extract": _extract,
     "import": _import,
     "embed": _embed,
+    "annotate": _annotate,
     "dedup": _dedup,
     "neighbors": _neighbors,
     "cluster": _cluster,

@@ -31,6 +31,7 @@ FLOW = (
     "faces",
     "crops",
     "embeddings",
+    "attributes",
     "duplicates",
     "neighbors",
     "clusters",

@@ -16,7 +16,9 @@ import pyarrow as pa
 from facescale.driver.lake_info import lake_info, verify_lake
 from facescale.errors import DataError, UsageError
 from facescale.lake import lake as lake_module
+from facescale.lake.face_filter import FaceFilter
 from facescale.lake.ids import image_id_of
+from facescale.lake.lineage import spec_of
 from facescale.lake.scan import count_rows, scan, scan_ids
 from facescale.lake.schema import table_names
 from facescale.pipeline import STAGES
@@ -134,6 +136,7 @@ class Lake(lake_module.Lake):
         columns: Sequence[str] | None = None,
         *,
         model: str | None = None,
+        where: str | None = None,
         batch_rows: int = 65_536,
     ) -> Iterator[pa.Table]:
         """Stream a table in bounded memory.
@@ -147,6 +150,8 @@ class Lake(lake_module.Lake):
             table: its name.
             columns: names in the order wanted; None for all.
             model: whose table, where there are several.
+            where: only the faces that meet this condition on the columns of faces and attributes, such as
+                "quality >= 0.5 and age > 17"; for tables with a row for each face.
             batch_rows: most rows of a block; memory is that of one block.
 
         Yields:
@@ -157,14 +162,32 @@ class Lake(lake_module.Lake):
             DataError: a column is not in the table.
             CorruptError: a file is damaged or missing.
         """
-        yield from scan(self, self.version_of(table, model), columns=columns, batch_rows=batch_rows)
+        version = self.version_of(table, model)
+        if where is None:
+            yield from scan(self, version, columns=columns, batch_rows=batch_rows)
+            return
+        spec = spec_of(self, version)
+        if spec.key[0] != "face_id":
+            raise UsageError(f"where: a condition on faces, and the table {table} has no row for each face")
+        wanted = [column.name for column in spec.columns] if columns is None else list(columns)
+        read = list(dict.fromkeys([*wanted, "face_id"]))
+        condition = FaceFilter(self, where)
+        for block in scan(self, version, columns=read, batch_rows=batch_rows):
+            kept = block.filter(pa.array(condition.mask(block["face_id"].to_numpy()))).select(wanted)
+            if kept.num_rows:
+                yield kept
 
     def table(
-        self, table: str, columns: Sequence[str] | None = None, *, model: str | None = None
+        self,
+        table: str,
+        columns: Sequence[str] | None = None,
+        *,
+        model: str | None = None,
+        where: str | None = None,
     ) -> pa.Table:
         """A whole table in memory; as `scan`, in one piece."""
         version = self.version_of(table, model)
-        blocks = list(scan(self, version, columns=columns))
+        blocks = list(self.scan(table, columns, model=model, where=where))
         if blocks:
             return pa.concat_tables(blocks)
         return scan_ids(self, version, np.zeros(0, np.int64), columns, missing="skip")

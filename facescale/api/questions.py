@@ -38,6 +38,7 @@ def search(
     label: str | None = None,
     min_similarity: float = -1.0,
     min_quality: float = 0.0,
+    where: str | None = None,
     device: str = "auto",
     plugins: Sequence[str] = (),
 ) -> SearchResult:
@@ -57,6 +58,7 @@ def search(
         label: only faces of images that claim this label.
         min_similarity: leave out hits below this cosine.
         min_quality: leave out faces of less quality, 0..1; those that nobody has measured stay.
+        where: only faces that meet this condition, e.g. "age > 17 and quality >= 0.5" (docs/GUIDE.md).
         device: where query images are embedded: "auto", "cpu" or "cuda".
         plugins: Python modules that register further models.
 
@@ -71,6 +73,7 @@ def search(
             "label": label,
             "min_similarity": min_similarity,
             "min_quality": min_quality,
+            "where": where,
         }
         if isinstance(queries, np.ndarray):
             return searcher.search(queries, k, **wanted)

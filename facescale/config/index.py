@@ -49,6 +49,9 @@ class SearchConfig(Config):
     min_quality: float = Field(default=0.0, ge=0, le=1)
     """Leave out faces of less quality; others take their places. Faces whose quality nobody has measured stay."""
 
+    where: str | None = None
+    """Only faces that meet this condition on the columns of faces and attributes; others take their places."""
+
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where query images are embedded."""
 

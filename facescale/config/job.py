@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
+from facescale.config.annotate import AnnotateConfig
 from facescale.config.base import Config
 from facescale.config.clean import CleanConfig
 from facescale.config.cluster import ClusterConfig
@@ -33,6 +34,9 @@ class JobConfig(Config):
 
     imports: ImportConfig = ImportConfig()
     """Embeddings made elsewhere."""
+
+    annotate: AnnotateConfig = AnnotateConfig()
+    """Other models over the crops."""
 
     labels: LabelsConfig = LabelsConfig()
     """Claimed labels."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from facescale.config.job import NEEDS_SOURCE
 from facescale.curate.calibration import require_calibration
+from facescale.driver.annotate import plan_annotate
 from facescale.driver.clean import clean_settings, find_inputs
 from facescale.driver.cluster import plan_cluster
 from facescale.driver.dedup import plan_dedup
@@ -51,6 +52,7 @@ COPY_BYTES = 3  # a row is some 50 bytes, and one image in twenty a copy
 NEIGHBOR_BYTES = 7  # id and similarity, compressed
 CLUSTER_BYTES = 8  # ids and confidence, compressed
 DECISION_BYTES = 30
+ATTRIBUTE_BYTES = 4  # a column that is one number; lists take more
 REPORT_BYTES = 3 << 20
 
 
@@ -96,6 +98,8 @@ def plan_job(job: str, config: JobConfig) -> DryRun:
         _plan_extract(lake, config, plan)
     elif job == "embed":
         _plan_embed(lake, config, plan)
+    elif job == "annotate":
+        _plan_annotate(lake, config, plan)
     if job in ("run", "dedup"):
         _plan_dedup(lake, config, plan)
     if job == "neighbors" or (job == "run" and is_calibrated(config.neighbors.embedder, lake)):
@@ -177,6 +181,15 @@ def _plan_embed(lake: Lake, config: JobConfig, plan: DryRun) -> None:
     size = _faces(lake, plan.images) * (2 * dim + 12)
     left = len(wanted) - len(done)
     plan.stages.append(PlannedStage("embed", ["embeddings"], left, len(done), size, config.extract.embedder))
+
+
+def _plan_annotate(lake: Lake, config: JobConfig, plan: DryRun) -> None:
+    for entry in plan_annotate(lake, config):
+        wanted, done = list_done(lake.store, entry.images), list_done(lake.store, entry.output)
+        left, names = len(wanted) - len(done), [column["name"] for column in entry.settings["columns"]]
+        size = _faces(lake, plan.images) * ATTRIBUTE_BYTES * len(names) if left else 0
+        note = f"{entry.card.name}: {', '.join(names)}"
+        plan.stages.append(PlannedStage("annotate", ["attributes"], left, len(done), size, note))
 
 
 def _plan_dedup(lake: Lake, config: JobConfig, plan: DryRun) -> None:

@@ -50,6 +50,7 @@ def run_search(
             label=config.label,
             min_similarity=config.min_similarity,
             min_quality=config.min_quality,
+            where=config.where,
         )
     for name, problem in result.problems:
         reporter.warn(f"{name}: {problem}")

@@ -204,6 +204,7 @@ class Searcher:
         label: str | None = None,
         min_similarity: float = -1.0,
         min_quality: float = 0.0,
+        where: str | None = None,
     ) -> SearchResult:
         """The faces nearest to embeddings.
 
@@ -214,6 +215,7 @@ class Searcher:
             label: only faces of images that claim this label.
             min_similarity: leave out hits below this cosine.
             min_quality: leave out faces of less quality, 0..1; those that nobody has measured stay.
+            where: only faces that meet this condition, e.g. "age > 17 and quality >= 0.5" (docs/GUIDE.md).
 
         Raises:
             MismatchError: another dimension.
@@ -222,7 +224,7 @@ class Searcher:
         """
         rows = np.atleast_1d(np.asarray(embeddings))
         named = [str(row) for row in range(len(rows))] if names is None else list(names)
-        return self._ask([(named, rows)], [], k, label, min_similarity, min_quality)
+        return self._ask([(named, rows)], [], k, label, min_similarity, min_quality, where)
 
     def search_images(
         self,
@@ -233,6 +235,7 @@ class Searcher:
         label: str | None = None,
         min_similarity: float = -1.0,
         min_quality: float = 0.0,
+        where: str | None = None,
     ) -> SearchResult:
         """The faces nearest to each face on some images.
 
@@ -243,6 +246,7 @@ class Searcher:
             label: only faces of images that claim this label.
             min_similarity: leave out hits below this cosine.
             min_quality: leave out faces of less quality, 0..1; those that nobody has measured stay.
+            where: only faces that meet this condition, e.g. "age > 17 and quality >= 0.5" (docs/GUIDE.md).
 
         Returns:
             Images without a face are among its `problems`.
@@ -262,7 +266,9 @@ class Searcher:
                 raise UsageError(f"image {name}: expected uint8 [H, W, 3] in RGB, got {shape}")
         problems: Problems = []
         pairs = iter(zip(named, images, strict=True))
-        return self._ask(self._described(pairs, problems), problems, k, label, min_similarity, min_quality)
+        return self._ask(
+            self._described(pairs, problems), problems, k, label, min_similarity, min_quality, where
+        )
 
     def search_files(
         self,
@@ -272,6 +278,7 @@ class Searcher:
         label: str | None = None,
         min_similarity: float = -1.0,
         min_quality: float = 0.0,
+        where: str | None = None,
     ) -> SearchResult:
         """The faces nearest to those of image files, or to stored embeddings.
 
@@ -282,6 +289,7 @@ class Searcher:
             label: only faces of images that claim this label.
             min_similarity: leave out hits below this cosine.
             min_quality: leave out faces of less quality, 0..1; those that nobody has measured stay.
+            where: only faces that meet this condition, e.g. "age > 17 and quality >= 0.5" (docs/GUIDE.md).
 
         Returns:
             Files that are no images, and images without a face, are among its `problems`.
@@ -294,7 +302,7 @@ class Searcher:
         """
         problems: Problems = []
         vectors = self._of_files([os.fspath(query) for query in queries], problems)
-        return self._ask(vectors, problems, k, label, min_similarity, min_quality)
+        return self._ask(vectors, problems, k, label, min_similarity, min_quality, where)
 
     def _ask(
         self,
@@ -304,6 +312,7 @@ class Searcher:
         label: str | None,
         min_similarity: float,
         min_quality: float,
+        where: str | None,
     ) -> SearchResult:
         tables, count = [RESULTS_SCHEMA.empty_table()], 0
         for names, vectors in queries:
@@ -317,6 +326,7 @@ class Searcher:
                     label=label,
                     min_similarity=min_similarity,
                     min_quality=min_quality,
+                    where=where,
                 )
             )
         return SearchResult(

@@ -1,10 +1,11 @@
-"""Faces below a quality: face ids come in, which of them to leave out goes out. Called by search.
+"""Which faces a search wants, by quality and by a condition: face ids come in, masks go out. Called by search.
 
 Only the faces asked about are looked up, since the table of a crawl is not read for one question.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +17,31 @@ from facescale.lake.scan import scan_ids
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from facescale.lake.face_filter import FaceFilter
     from facescale.lake.lake import Lake
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a face has to be to be among the answers.
+
+    Attributes:
+        min_quality: see `below_quality`.
+        condition: on the columns of faces and attributes; None has none.
+    """
+
+    min_quality: float = 0.0
+    condition: FaceFilter | None = None
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything to look up."""
+        return self.min_quality > 0 or self.condition is not None
+
+    def mask(self, lake: Lake, face_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which faces are wanted: bool of the shape of `face_ids`; raises as `below_quality` and FaceFilter.mask."""
+        keep = ~below_quality(lake, face_ids, self.min_quality)
+        return keep if self.condition is None else keep & self.condition.mask(face_ids)
 
 
 def below_quality(lake: Lake, face_ids: NDArray[np.int64], min_quality: float) -> NDArray[np.bool_]:

@@ -70,6 +70,7 @@ def search_table(
     label: str | None = None,
     min_similarity: float = -1.0,
     min_quality: float = 0.0,
+    where: str | None = None,
 ) -> pa.Table:
     """Search, and say for each hit where it is.
 
@@ -81,6 +82,7 @@ def search_table(
         label: only faces of images that claim this label.
         min_similarity: leave out hits below this cosine.
         min_quality: leave out faces of less quality, 0..1, and give the next ones; those that nobody has measured stay.
+        where: leave out faces that do not meet this condition, and give the next ones.
 
     Returns:
         Rows of RESULTS_SCHEMA, by query in the order given, then by rank.
@@ -90,7 +92,9 @@ def search_table(
     """
     if len(names) != len(queries):
         raise UsageError(f"{len(queries)} queries with {len(names)} names: give one name for each")
-    ids, similarities = index.search(queries, k, label=label, min_quality=min_quality, names=names)
+    ids, similarities = index.search(
+        queries, k, label=label, min_quality=min_quality, where=where, names=names
+    )
     return join_hits(index.lake, names, ids, similarities, min_similarity=min_similarity)
 
 

@@ -23,8 +23,9 @@ from facescale.index.build import TABLE, parts_behind
 from facescale.index.exact import NO_ID
 from facescale.index.labels import label_faces, label_top_k
 from facescale.index.manifest import read_manifest
-from facescale.index.quality import below_quality
+from facescale.index.quality import Wanted
 from facescale.index.shards import ShardSet
+from facescale.lake.face_filter import FaceFilter
 from facescale.lake.ids import image_id_of
 from facescale.lake.lineage import versions_of
 from facescale.lake.parts import TableVersion
@@ -130,6 +131,7 @@ class Index:
         *,
         label: str | None = None,
         min_quality: float = 0.0,
+        where: str | None = None,
         probes: int | None = None,
         names: Sequence[str] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -141,6 +143,7 @@ class Index:
             label: only faces of images that claim this label.
             min_quality: leave out faces of less quality, 0..1; others take their places. Faces whose quality nobody
                 has measured stay.
+            where: leave out faces that do not meet this condition (facescale.lake.where); others take their places.
             probes: nprobe or efSearch instead of the tuned one.
             names: of the queries, for messages.
 
@@ -150,8 +153,8 @@ class Index:
 
         Raises:
             MismatchError: the queries have another dimension.
-            UsageError: k is less than 1, min_quality is not 0..1, a query is zero or not finite, or no image claims
-                the label.
+            UsageError: k is less than 1, min_quality is not 0..1, `where` is no condition on columns that there are, a
+                query is zero or not finite, or no image claims the label.
         """
         k = operator.index(k)  # faiss takes no numpy integers
         if k < 1:
@@ -160,10 +163,11 @@ class Index:
             raise UsageError(f"min_quality: expected 0..1, got {min_quality}")
         unit = unit_queries(queries, self.manifest.dim, model=self.manifest.model, names=names)
         probes = probes or self.manifest.probes
+        wanted = Wanted(min_quality, None if where is None else FaceFilter(self.lake, where))
         if label is None:
-            ids, sims = self._search_kept(unit, k, probes, None, min_quality)
+            ids, sims = self._search_kept(unit, k, probes, None, wanted)
         else:
-            ids, sims = self._search_label(unit, k, probes, label, min_quality)
+            ids, sims = self._search_label(unit, k, probes, label, wanted)
         return ids, np.where(ids == NO_ID, np.float32(np.nan), np.clip(sims, -1, 1)).astype(np.float32)
 
     def close(self) -> None:
@@ -171,18 +175,18 @@ class Index:
         self.shards.close()
 
     def _search_label(
-        self, queries: NDArray[np.float32], k: int, probes: int | None, label: str, min_quality: float
+        self, queries: NDArray[np.float32], k: int, probes: int | None, label: str, wanted: Wanted
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Exact among the label's faces; through the index only where they are many and the kind can select."""
         faces = label_faces(self.lake, label, superseded=self._superseded)
-        faces = faces[~below_quality(self.lake, faces, min_quality)]
+        faces = faces[wanted.mask(self.lake, faces)]
         if self.shards.selects and len(faces) > _EXACT_LABEL_FACES:
             if probes is not None:
                 # The k best of one face in s are as far away as the s·k best of all. Faces that are not allowed cost
                 # next to nothing, so s times the lists take the time of one ordinary search.
                 probes = math.ceil(probes * self.shards.count / max(1, len(faces)))
                 probes = min(probes, self.manifest.layout.nlist)
-            return self._search_kept(queries, k, probes, faces, 0.0)
+            return self._search_kept(queries, k, probes, faces, Wanted())
         embeddings = TableVersion("embeddings", self.manifest.inputs["embeddings"], self.manifest.model)
         return label_top_k(self.lake, embeddings, queries, faces, k, threads=self.shards.threads)
 
@@ -192,9 +196,9 @@ class Index:
         k: int,
         probes: int | None,
         allowed: NDArray[np.int64] | None,
-        min_quality: float,
+        wanted: Wanted,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Search, leave out superseded and poor faces, and ask again, wider, for rows that are not settled yet.
+        """Search, leave out superseded and unwanted faces, and ask again, wider, for rows that are not settled yet.
 
         A row is settled when k faces are left and the last one fetched is less similar than the k-th, or when there
         is nothing more to fetch.
@@ -211,7 +215,7 @@ class Index:
                 rows = waiting[start : start + step]
                 found, found_sims = self.shards.search(queries[rows], fetch, probes=probes, allowed=allowed)
                 last, exhausted = found_sims[:, -1].copy(), found[:, -1] == NO_ID
-                found, found_sims = self._kept(found, found_sims, k, min_quality)
+                found, found_sims = self._kept(found, found_sims, k, wanted)
                 ids[rows], sims[rows] = found, found_sims
                 full = found[:, -1] != NO_ID
                 settled = full & ((last < found_sims[:, -1]) | exhausted | (fetch >= max(_MAX_TIES, 4 * k)))
@@ -226,11 +230,11 @@ class Index:
         return ids, sims
 
     def _kept(
-        self, ids: NDArray[np.int64], sims: NDArray[np.float32], k: int, min_quality: float
+        self, ids: NDArray[np.int64], sims: NDArray[np.float32], k: int, wanted: Wanted
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         gone = self._superseded
-        if len(gone) or min_quality > 0:
-            keep = (ids != NO_ID) & ~below_quality(self.lake, ids, min_quality)
+        if len(gone) or wanted.asks:
+            keep = (ids != NO_ID) & wanted.mask(self.lake, ids)
             if len(gone):
                 images = image_id_of(ids)
                 keep &= gone[np.minimum(np.searchsorted(gone, images), len(gone) - 1)] != images

@@ -1,6 +1,6 @@
-"""Which version of `images` says which parts of another version are done.
+"""What a version is: which version of `images` says which of its parts are done, and which columns it has.
 
-A version comes in, a version of `images` goes out. Called by scan and verify.
+A version comes in, a version of `images` or a declaration goes out. Called by scan and verify.
 """
 
 from __future__ import annotations
@@ -8,16 +8,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from facescale.lake.parts import NO_MODEL, PartKey, TableVersion, part_of_path, read_siblings
+from facescale.lake.schema import extended, table_spec
 
 if TYPE_CHECKING:
     from facescale.lake.lake import Lake
+    from facescale.lake.schema import TableSpec
     from facescale.lake.store import Store
 
-SIBLINGS_OF_IMAGES = ("faces", "crops", "embeddings")
+SIBLINGS_OF_IMAGES = ("faces", "crops", "embeddings", "attributes")
 
 
 def images_of(lake: Lake, version: TableVersion) -> TableVersion | None:
-    """The version of `images` that a version of faces, crops or embeddings belongs to.
+    """The version of `images` that a version of faces, crops, embeddings or attributes belongs to.
 
     It is the only one; or of several the one whose footers list `version` among their siblings; or that of the
     version's inputs; or the current one.
@@ -44,6 +46,20 @@ def input_versions(lake: Lake, version: TableVersion) -> list[TableVersion]:
         for found in versions_of(lake.store, table)
         if found.fingerprint == fingerprint and found.model in (version.model, NO_MODEL)
     ]
+
+
+def spec_of(lake: Lake, version: TableVersion) -> TableSpec:
+    """The declaration of a version: that of its table, with the version's own columns where the table is open.
+
+    Raises:
+        DataError: there is no such table.
+        CorruptError: the version's description is damaged.
+    """
+    spec = table_spec(version.table)
+    if not spec.open:
+        return spec
+    settings = dict((lake.describe_version(version) or {}).get("settings", {}))
+    return extended(spec, settings.get("columns", []), where=lake.store.location(version.folder))
 
 
 def versions_of(store: Store, table: str) -> list[TableVersion]:

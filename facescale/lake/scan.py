@@ -1,8 +1,8 @@
 """Reading tables part by part: a version, columns and parts come in, Arrow tables stream out in bounded memory.
 
-Only finished parts are seen: for faces, crops and embeddings those whose `images` file exists, and where both are
-open, rows and bytes are compared. Images whose source was replaced are left out. Called by every stage, by search,
-and by reports.
+Only finished parts are seen: for faces, crops, embeddings and attributes those whose `images` file exists, and where
+both are open, rows and bytes are compared. Images whose source was replaced are left out. Called by every stage, by
+search, and by reports.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 from facescale.errors import CorruptError, DataError
 from facescale.lake import parquet
 from facescale.lake.ids import MAX_ROW, ROW_BITS, image_id_of, make_image_id, split_ids
-from facescale.lake.lineage import images_of
+from facescale.lake.lineage import images_of, spec_of
 from facescale.lake.parts import SIBLINGS_KEY, DoneParts, PartKey, list_done, read_counters, read_siblings
 from facescale.lake.schema import fill_missing, table_spec
 
@@ -61,7 +61,7 @@ def scan(
         DataError: a column is not in the schema.
         CorruptError: a file is damaged, missing, or not the one that its `images` file was committed with.
     """
-    wanted = _wanted(version.table, columns)
+    wanted = _wanted(lake, version, columns)
     images = images_of(lake, version)
     superseded = _superseded(lake, drop_superseded)
     for key, file in _open_parts(lake, version, images, parts, done):
@@ -138,7 +138,7 @@ def scan_ids(
         DataError: an id has no row and `missing` is "error", or a column is not in the schema.
         CorruptError: a file is damaged.
     """
-    wanted = _wanted(version.table, columns)
+    wanted = _wanted(lake, version, columns)
     id_column = table_spec(version.table).key[0]
     ids = np.asarray(ids, dtype=np.int64)
     unique = np.unique(ids)
@@ -170,13 +170,13 @@ def scan_ids(
     return found.take(order).select(wanted)
 
 
-def _wanted(table: str, columns: Sequence[str] | None) -> list[str]:
-    names = [column.name for column in table_spec(table).columns]
+def _wanted(lake: Lake, version: TableVersion, columns: Sequence[str] | None) -> list[str]:
+    names = [column.name for column in spec_of(lake, version).columns]
     if columns is None:
         return names
     unknown = [name for name in columns if name not in names]
     if unknown:
-        raise DataError(f"table {table} has no column {unknown[0]!r}; it has {', '.join(names)}")
+        raise DataError(f"table {version.table} has no column {unknown[0]!r}; it has {', '.join(names)}")
     return list(columns)
 
 

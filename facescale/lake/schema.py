@@ -7,19 +7,26 @@ scan (to fill columns that an older file lacks) and by stages that build tables.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import yaml
 
 from facescale.errors import DataError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
 TABLE_KEY = "facescale.table"
 VERSION_KEY = "facescale.schema_version"
+COLUMNS_KEY = "facescale.columns"
+"""Key of a table's metadata that declares, as JSON, the columns which an open table has beyond those of its schema."""
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _FOLDERS = (_PACKAGE / "schemas", _PACKAGE.parent / "schemas")
@@ -42,6 +49,7 @@ _LIST = re.compile(r"list<(\w+)>")
 
 _TABLE_FIELDS = {"table", "version", "description", "key", "columns"}
 _COLUMN_FIELDS = {"name", "type", "unit", "nullable", "description", "values"}
+_DECLARED_FIELDS = {"name", "type", "unit", "description"}  # of a column that a version declares
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,7 @@ class TableSpec:
         description: one row per what.
         key: the columns that it is sorted by; the first is the id column.
         columns: in the order in which they are written.
+        open: whether versions have columns of their own behind these (attributes): see `extended`.
     """
 
     table: str
@@ -82,6 +91,7 @@ class TableSpec:
     description: str
     key: tuple[str, ...]
     columns: tuple[Column, ...]
+    open: bool = False
 
 
 def table_names() -> list[str]:
@@ -103,10 +113,35 @@ def table_spec(name: str) -> TableSpec:
     if not path.is_file():
         raise DataError(f"no schema for table {name!r}; known tables: {', '.join(table_names())}")
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(raw, dict) or set(raw) != _TABLE_FIELDS or raw["table"] != name:
+    if not isinstance(raw, dict) or set(raw) - {"open"} != _TABLE_FIELDS or raw["table"] != name:
         raise DataError(f"{path}: a table schema has exactly the fields {', '.join(sorted(_TABLE_FIELDS))}")
-    columns = tuple(_column(path, entry) for entry in raw["columns"])
-    return TableSpec(name, int(raw["version"]), raw["description"], tuple(raw["key"]), columns)
+    columns = tuple(_column(str(path), entry) for entry in raw["columns"])
+    is_open = bool(raw.get("open", False))
+    return TableSpec(name, int(raw["version"]), raw["description"], tuple(raw["key"]), columns, is_open)
+
+
+def extended(spec: TableSpec, columns: Sequence[Mapping[str, Any]], *, where: str) -> TableSpec:
+    """An open table with the columns of one of its versions behind its own; all of them may be null.
+
+    Args:
+        spec: of the table.
+        columns: name, type, unit and description of each; further fields are passed over.
+        where: what declares them, for messages.
+
+    Raises:
+        DataError: the table is not open, a name is taken, or a field is missing.
+    """
+    if not spec.open:
+        raise DataError(f"{where}: the table {spec.table} has the columns of its schema and no others")
+    own = [
+        _column(where, {name: value for name, value in entry.items() if name in _DECLARED_FIELDS})
+        for entry in columns
+    ]
+    every = (*spec.columns, *(dataclasses.replace(column, nullable=True) for column in own))
+    names = [column.name for column in every]
+    if len(set(names)) != len(names):
+        raise DataError(f"{where}: a column of {spec.table} is declared twice in {', '.join(names)}")
+    return dataclasses.replace(spec, columns=every)
 
 
 @functools.cache
@@ -124,17 +159,21 @@ def table_schema(name: str, *, dim: int | None = None) -> pa.Schema:
     Raises:
         DataError: unknown table, or `dim` is missing for a table that needs it.
     """
-    spec = table_spec(name)
+    return schema_of(table_spec(name), dim=dim)
+
+
+def schema_of(spec: TableSpec, *, dim: int | None = None) -> pa.Schema:
+    """The Arrow schema of a declaration; see `table_schema`."""
     fields = [
         pa.field(
             column.name,
-            _parse_type(name, column, dim),
+            _parse_type(spec.table, column, dim),
             nullable=column.nullable,
             metadata={"description": column.description, "unit": column.unit},
         )
         for column in spec.columns
     ]
-    return pa.schema(fields, metadata={TABLE_KEY: name, VERSION_KEY: str(spec.version)})
+    return pa.schema(fields, metadata={TABLE_KEY: spec.table, VERSION_KEY: str(spec.version)})
 
 
 def check_table(name: str, table: pa.Table, *, dim: int | None = None) -> pa.Table:
@@ -142,7 +181,7 @@ def check_table(name: str, table: pa.Table, *, dim: int | None = None) -> pa.Tab
 
     Columns are reordered, absent nullable ones filled with nulls, the rest cast where no value changes. A
     table that already fits is passed on without copying. Metadata of the table's schema is kept (stages put
-    footer keys there).
+    footer keys there); that of an open table declares its further columns under COLUMNS_KEY.
 
     Args:
         name: table name.
@@ -157,7 +196,10 @@ def check_table(name: str, table: pa.Table, *, dim: int | None = None) -> pa.Tab
             its type.
     """
     spec = table_spec(name)
-    schema = table_schema(name, dim=dim if dim is not None else _dim_of(spec, table))
+    if spec.open:
+        declared = (table.schema.metadata or {}).get(COLUMNS_KEY.encode(), b"[]")
+        spec = extended(spec, json.loads(declared), where=f"table {name}")
+    schema = schema_of(spec, dim=dim if dim is not None else _dim_of(spec, table))
     extra = [column for column in table.column_names if column not in schema.names]
     if extra:
         raise DataError(
@@ -188,8 +230,8 @@ def fill_missing(name: str, table: pa.Table, columns: list[str]) -> pa.Table:
             field = table.schema.field(wanted)
             arrays.append(table.column(wanted))
         else:
-            column = by_name[wanted]
-            if not column.nullable:
+            column = by_name.get(wanted)
+            if column is None or not column.nullable:
                 raise DataError(
                     f"table {name}: column {wanted!r} is missing from a file, and it is not nullable"
                 )
@@ -210,10 +252,10 @@ def _is_table(path: Path) -> bool:
     return path.read_text(encoding="utf-8").lstrip().startswith("table:")
 
 
-def _column(path: Path, entry: dict[str, Any]) -> Column:
+def _column(where: str, entry: dict[str, Any]) -> Column:
     if not {"name", "type", "description"} <= set(entry) <= _COLUMN_FIELDS:
         raise DataError(
-            f"{path}: column {entry.get('name')!r} has the fields {sorted(entry)}; allowed: {sorted(_COLUMN_FIELDS)}"
+            f"{where}: column {entry.get('name')!r} has the fields {sorted(entry)}; allowed: {sorted(_COLUMN_FIELDS)}"
         )
     return Column(
         name=entry["name"],

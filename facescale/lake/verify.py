@@ -5,6 +5,7 @@ A lake comes in, a report of problems with their remedies goes out. Called by `f
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ import numpy as np
 from facescale.errors import CorruptError, DataError
 from facescale.lake import parquet
 from facescale.lake.ids import MAX_FACES, make_image_id
-from facescale.lake.lineage import images_of, versions_of
+from facescale.lake.lineage import images_of, spec_of, versions_of
 from facescale.lake.parts import (
     NO_MODEL,
     ROWS_KEY,
@@ -28,7 +29,16 @@ from facescale.lake.parts import (
     read_siblings,
 )
 from facescale.lake.scan import sibling_problem
-from facescale.lake.schema import TABLE_KEY, check_table, fill_missing, table_names, table_spec
+from facescale.lake.schema import (
+    COLUMNS_KEY,
+    TABLE_KEY,
+    check_table,
+    extended,
+    fill_missing,
+    schema_of,
+    table_names,
+    table_spec,
+)
 from facescale.lake.sources_table import list_shards, planned_part_rows
 from facescale.lake.verify_curation import CURATED, CurationChecks
 from facescale.lake.verify_values import expected_face_ids, value_problems
@@ -182,7 +192,7 @@ class _Verification:
         self, version: TableVersion, key: PartKey, file: pq.ParquetFile
     ) -> tuple[NDArray[np.int64], list[str]]:
         """The id column of a part, and what is wrong with its values and ids."""
-        spec = table_spec(version.table)
+        spec = spec_of(self.lake, version)
         id_column = spec.key[0]
         ids: list[NDArray[np.int64]] = []
         problems: list[str] = []
@@ -200,7 +210,7 @@ class _Verification:
 
     def blocks(self, version: TableVersion, key: PartKey, file: pq.ParquetFile) -> Iterator[pa.Table]:
         """One row group after the other; only the ids when quick, but images whole."""
-        spec = table_spec(version.table)
+        spec = spec_of(self.lake, version)
         names = [column.name for column in spec.columns]
         if self.quick and version.table != "images":
             names = [spec.key[0]]
@@ -210,7 +220,17 @@ class _Verification:
 
     def footer_problems(self, version: TableVersion, footer: dict[str, str]) -> list[str]:
         found = footer.get(TABLE_KEY)
-        return [] if found == version.table else [f"its footer says that it belongs to the table {found!r}"]
+        if found != version.table:
+            return [f"its footer says that it belongs to the table {found!r}"]
+        spec = spec_of(self.lake, version)
+        if not spec.open:
+            return []
+        declared = extended(
+            table_spec(version.table), json.loads(footer.get(COLUMNS_KEY, "[]")), where="footer"
+        )
+        if schema_of(declared).equals(schema_of(spec)):
+            return []
+        return ["its footer declares other columns than the version's description"]
 
     def plan_problems(self, version: TableVersion, key: PartKey, ids: NDArray[np.int64]) -> list[str]:
         """Every planned member has a row of `images`, in order."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow.compute as pc
+from pyarrow import types as pa_types
 
 from facescale.lake.ids import MAX_FACES, image_id_of, make_face_id
 from facescale.lake.schema import table_spec
@@ -196,6 +197,18 @@ def _clusters(block: pa.Table, ids: NDArray[np.int64]) -> Iterator[tuple[str, ND
     )
 
 
+def _attributes(block: pa.Table, ids: NDArray[np.int64]) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    status = _texts(block.column("status"))
+    known = next(column.values for column in table_spec("attributes").columns if column.name == "status")
+    yield "unknown status", ~np.isin(status, known)
+    for name in block.column_names[2:]:  # behind face_id and status: the annotator's own
+        column = block.column(name)
+        yield f"{name} of a crop that was not looked at", (status == "poison") & column.is_valid().to_numpy()
+        if pa_types.is_floating(column.type):
+            wrong = pc.fill_null(pc.invert(pc.is_finite(column)), False)
+            yield f"{name} is not finite", wrong.to_numpy()
+
+
 _CHECKS: dict[str, Callable[[pa.Table, NDArray[np.int64]], Iterator[tuple[str, NDArray[np.bool_]]]]] = {
     "images": _images,
     "labels": _labels,
@@ -205,6 +218,7 @@ _CHECKS: dict[str, Callable[[pa.Table, NDArray[np.int64]], Iterator[tuple[str, N
     "duplicates": _duplicates,
     "neighbors": _neighbors,
     "clusters": _clusters,
+    "attributes": _attributes,
 }
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-TASKS = ("detector", "landmarker", "embedder")
+TASKS = ("detector", "landmarker", "embedder", "annotator")
 CHANNEL_ORDERS = ("rgb", "bgr")
 FORMATS = ("dlib", "onnx", "state_dict", "safetensors", "torchscript", "exported")
 BACKENDS = ("torch", "onnx")
@@ -65,11 +65,12 @@ class ModelCard:
             of this card that differ. The card's own file is for the backend its format implies (`backend`).
         options: what an architecture has to know besides (strides, depth…); keys and meaning are the factory's, but for
             `parts`: further files that the weights consist of (see the property).
-        input_size: side of the square input in px (embedders); None for any size.
+        annotator: annotators: columns and crop, as facescale.models.annotator_card has them.
+        input_size: side of the square input in px (embedders, annotators); None for any size.
         channel_order: order of the network's input channels, one of CHANNEL_ORDERS. Callers always pass RGB.
         mean: per channel, in `channel_order`, on the 0..255 scale.
         scale: per channel, likewise; the network sees (x - mean) / scale. One number stands for all three.
-        template: alignment template of the chips an embedder takes (facescale.vision.align).
+        template: alignment template of the chips an embedder or annotator takes (facescale.vision.align).
         landmark_scheme: scheme a landmarker or detector produces, or an embedder's template requires.
         dim: length of an embedder's descriptors.
         norm_is_quality: embedders whose descriptor grows with recognizability (MagFace, AdaFace): its norm ranks faces.
@@ -97,6 +98,7 @@ class ModelCard:
     extra: str | None = None
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    annotator: Mapping[str, Any] = field(default_factory=dict, hash=False)
     input_size: int | None = None
     channel_order: str = "rgb"
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
@@ -132,10 +134,15 @@ class ModelCard:
             "scale": len(self.scale) == 3 and min(self.scale) > 0,
             "nms_iou": self.nms_iou is None or 0 < self.nms_iou <= 1,
             "extra": self.package is None or self.extra is not None,
-            "landmark_scheme": self.task == "detector" or self.landmark_scheme is not None,
+            "landmark_scheme": self.task == "detector"
+            or (self.task == "annotator" and self.template is None)
+            or self.landmark_scheme is not None,
+            "annotator": bool(self.annotator) == (self.task == "annotator"),
         }
         if self.task == "embedder":
             checks |= {name: getattr(self, name) is not None for name in ("dim", "template", "input_size")}
+        if self.task == "annotator":
+            checks["input_size"] = self.input_size is not None and self.input_size > 0
         if self.task == "detector":
             checks["min_face_px"] = self.min_face_px is not None and self.min_face_px > 0
         for name, holds in checks.items():

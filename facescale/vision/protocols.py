@@ -1,7 +1,7 @@
-"""What a detector, a landmarker, an embedder and a quality scorer are: arrays in, arrays out, a card that says how.
+"""What a detector, a landmarker, an embedder, an annotator and a quality scorer are: arrays in, arrays out, a card.
 
 Implemented by the models of this package and by plug-ins (see facescale.vision.registry), called by the
-extract and embed stages. Images are uint8 [H, W, 3] RGB, C-contiguous, of any size down to 1 x 1, and are
+extract, embed and annotate stages. Images are uint8 [H, W, 3] RGB, C-contiguous, of any size down to 1 x 1, and are
 never written to. Coordinates are pixels of the given image, x right, y down, pixel centers at .5: the left
 edge of the first pixel is 0 and its center 0.5.
 
@@ -103,6 +103,27 @@ class Embedder(Protocol):
 
         Returns:
             float32 [N, D] as the network gives them: not normalized.
+        """
+        ...
+
+
+@runtime_checkable
+class Annotator(Protocol):
+    """Says things about faces: the columns that its card declares (facescale.models.annotator_card)."""
+
+    card: ModelCard
+
+    def annotate(self, chips: np.ndarray) -> dict[str, np.ndarray]:
+        """Look at each chip; large batches are split inside.
+
+        Args:
+            chips: uint8 [N, S, S, 3] RGB, cut as the card's template or crop says, S its input_size; N may be 0.
+
+        Returns:
+            An array for each column, by its name: float [N] for `float`, float [N, L] for `list<float>` (of `points`:
+            x1, y1, … px of the chip), object [N] of str or None for `string`, numbers or bools [N] for `int32` and
+            `bool`, NaN where there is none. NaN and infinity in a `float` or a list is a face's status `not_finite`.
+            An optional bool [N] called `not_finite` says so where the other types cannot.
         """
         ...
 

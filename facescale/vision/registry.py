@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from facescale.models.card import ModelCard
-    from facescale.vision.protocols import Detector, Embedder, Landmarker, QualityScorer
+    from facescale.vision.protocols import Annotator, Detector, Embedder, Landmarker, QualityScorer
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 DEFAULT_MIN_FACE_PX = 40
@@ -59,6 +59,14 @@ class EmbedderFactory(Protocol):
 
     def __call__(self, card: ModelCard, *, device: torch.device, precision: str, batch: int) -> Embedder:
         """Build the embedder of `card`."""
+        ...
+
+
+class AnnotatorFactory(Protocol):
+    """Builds an annotator that looks at `batch` chips at a time."""
+
+    def __call__(self, card: ModelCard, *, device: torch.device, precision: str, batch: int) -> Annotator:
+        """Build the annotator of `card`."""
         ...
 
 
@@ -162,6 +170,23 @@ def load_embedder(
     return Flipped(embedder)
 
 
+def load_annotator(
+    card: ModelCard,
+    *,
+    device: str = "cpu",
+    precision: str = "fp32",
+    batch: int = DEFAULT_EMBED_BATCH,
+    backend: str = "auto",
+) -> Annotator:
+    """Load the annotator of a card, registered or not; the rest is as for `load_embedder`."""
+    card = card.preferring(backend)
+    if batch < 1:
+        raise UsageError(f"batch: expected a whole number of chips from 1, got {batch}")
+    where, precision = resolve_device(device), _check_precision(precision)
+    factory: AnnotatorFactory = _factory(_ANNOTATORS, card)
+    return factory(card, device=where, precision=precision, batch=batch)
+
+
 def load_quality_scorer(name: str, *, device: str = "cpu") -> QualityScorer:
     """Load a quality scorer.
 
@@ -214,12 +239,18 @@ def register_embedder(architecture: str, factory: EmbedderFactory) -> None:
     _register(_EMBEDDERS, architecture, factory)
 
 
+def register_annotator(architecture: str, factory: AnnotatorFactory) -> None:
+    """Add an annotator architecture for this process; a name that is taken raises UsageError."""
+    _register(_ANNOTATORS, architecture, factory)
+
+
 def architectures(task: str) -> list[str]:
-    """Names of the architectures that detectors, landmarkers or embedders can have, sorted."""
+    """Names of the architectures that models of a task can have, sorted."""
     tables: dict[str, dict[str, Any]] = {
         "detector": _DETECTORS,
         "landmarker": _LANDMARKERS,
         "embedder": _EMBEDDERS,
+        "annotator": _ANNOTATORS,
     }
     return sorted(tables[task])
 
@@ -294,6 +325,12 @@ def _dlib_resnet(card: ModelCard, **options: Any) -> Embedder:
     return recognizer.load(card, **options)
 
 
+def _network_annotator(card: ModelCard, **options: Any) -> Annotator:
+    from facescale.vision import annotator
+
+    return annotator.load(card, **options)
+
+
 def _iso_v1(**_: Any) -> QualityScorer:
     from facescale.vision import quality
 
@@ -317,6 +354,7 @@ _EMBEDDERS: dict[str, EmbedderFactory] = {
     "exported": _network,
     **dict.fromkeys(BACKBONES, _network),
 }
+_ANNOTATORS: dict[str, AnnotatorFactory] = {"onnx": _network_annotator}
 
 
 def _register(table: dict[str, Any], architecture: str, factory: Any) -> None:

@@ -92,7 +92,8 @@ def test_every_flag_of_a_job_is_a_keyword(job: str) -> None:
     command = typer.main.get_command(cli.app).commands[job]  # type: ignore[attr-defined]
     flags = {name for option in command.params for name in option.opts}
     flags -= {"--dry-run", "--json", "--verbose", "-v", "-k"}
-    flags = {flag.removeprefix("--").replace("-", "_").replace("plugin", "plugins") for flag in flags}
+    other = {"plugin": "plugins", "with": "annotators"}  # `with` is a word of Python's
+    flags = {other.get(flag, flag) for flag in (flag.removeprefix("--").replace("-", "_") for flag in flags)}
     assert flags == set(keywords) - {"reporter"}
     assert all(value.default is not inspect.Parameter.empty for value in keywords.values())
 

@@ -16,6 +16,7 @@ PART = PartKey(0, 0, 20)
 
 def test_the_tables_of_this_release():
     assert table_names() == [
+        "attributes",
         "clusters",
         "crops",
         "decisions",
@@ -59,7 +60,7 @@ def test_embeddings_need_a_dimension():
 
 
 def test_unknown_table_names_the_known_ones():
-    with pytest.raises(DataError, match=r"no schema for table 'fases'; known tables: clusters, crops"):
+    with pytest.raises(DataError, match=r"no schema for table 'fases'; known tables: attributes, clusters"):
         table_schema("fases")
 
 
