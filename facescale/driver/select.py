@@ -1,4 +1,4 @@
-"""Drive `lake select`: a condition in, the faces that meet it out: how many, and as Parquet. Called by the command line.
+"""Drive `lake select`: a condition in, the faces that meet it out: how many, and as Parquet. Called by cli.
 
 The file holds face_id, image_id and the columns that the condition speaks of; memory is that of one part.
 """
@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -57,17 +58,17 @@ def select_faces(lake_uri: str, where: str, *, output: str | None = None) -> Sel
     try:
         with ExitStack() as stack:
             writer: pq.ParquetWriter | None = None
+            if partial is not None:
+                partial.parent.mkdir(parents=True, exist_ok=True)
+                schema = _named(condition.select(np.empty(0, np.int64))).schema
+                writer = stack.enter_context(pq.ParquetWriter(partial, schema, compression="zstd"))
             for block in scan(lake, faces, columns=["face_id"]):
                 chosen = _named(condition.select(block["face_id"].to_numpy()))
                 found.faces += block.num_rows
                 found.selected += chosen.num_rows
-                if partial is None:
-                    continue
-                if writer is None:
-                    partial.parent.mkdir(parents=True, exist_ok=True)
-                    writer = stack.enter_context(pq.ParquetWriter(partial, chosen.schema, compression="zstd"))
-                writer.write_table(chosen)
-        if partial is not None and output is not None and found.faces:
+                if writer is not None:
+                    writer.write_table(chosen)
+        if partial is not None and output is not None:
             partial.replace(output)
     except OSError as error:
         if error.filename is None or partial is None or Path(error.filename).parent != partial.parent:
