@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from facescale.api.jobs import _job
+from facescale.api.jobs import run_job
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,4 +57,4 @@ def annotate(
         FacescaleError: the job could not be done; see the module.
     """
     names = None if annotators is None else tuple(os.fspath(name) for name in annotators)
-    return _job("annotate", locals(), {"annotate.annotators": names})
+    return run_job("annotate", locals(), {"annotate.annotators": names})

@@ -18,7 +18,7 @@ from facescale.lake import parquet
 from facescale.lake.ids import MAX_ROW, ROW_BITS, image_id_of, make_image_id, split_ids
 from facescale.lake.lineage import images_of, spec_of
 from facescale.lake.parts import SIBLINGS_KEY, DoneParts, PartKey, list_done, read_counters, read_siblings
-from facescale.lake.schema import fill_missing, table_spec
+from facescale.lake.schema import fill_missing, schema_of, table_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -360,4 +360,6 @@ def _empty(lake: Lake, version: TableVersion, wanted: list[str]) -> pa.Table:
     for pair in list_done(lake.store, version).pairs():
         with lake.store.open_parquet(version.part_path(PartKey(*pair, 0))) as file:
             return fill_missing(version.table, file.schema_arrow.empty_table(), wanted)
+    if (spec := spec_of(lake, version)).open:  # nothing is left to the files there
+        return schema_of(spec).empty_table().select(wanted)
     raise DataError(f"{lake.store.location(version.folder)} has no parts; run the job that makes it first")

@@ -228,7 +228,7 @@ class _Verification:
         declared = extended(
             table_spec(version.table), json.loads(footer.get(COLUMNS_KEY, "[]")), where="footer"
         )
-        if schema_of(declared).equals(schema_of(spec)):
+        if schema_of(declared).equals(schema_of(spec), check_metadata=True):
             return []
         return ["its footer declares other columns than the version's description"]
 

@@ -30,6 +30,7 @@ HOWS = {
     "threshold": ("bool",),
     "shares": ("float", "list<float>"),
     "points": ("list<float>",),
+    "given": TYPES,
 }
 """How a column is read off an output, and the types it may have. See AnnotatorColumn."""
 ACTIVATIONS = ("raw", "sigmoid", "softmax")
@@ -59,6 +60,7 @@ class AnnotatorColumn:
             threshold: whether the value, after `activation`, is at least `threshold`.
             shares: of a map [B, C, H, W], the share of pixels at which a class is the highest; of one or of all.
             points: x1, y1, x2, y2, … in the network's input become px of the full-size image.
+            given: a plug-in in Python gives the values of this type itself; nothing is read off an output.
         range: [start, stop] of the flattened values that are looked at, where several columns share an output.
         classes: names of the values, in order; for argmax, softmax, sigmoid, threshold, shares.
         pick: the class (name) or number of the value that is meant, where there are several.

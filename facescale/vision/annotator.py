@@ -48,6 +48,11 @@ class NetworkAnnotator:
     def __init__(self, card: ModelCard, network: Network, *, device: torch.device, batch: int) -> None:
         self.card, self.network, self.device = card, network, device
         self.columns = annotator_part(card).columns
+        if given := [column.name for column in self.columns if column.how == "given"]:
+            raise UsageError(
+                f"model card {card.name!r}: column {given[0]} is `given`, and a network gives outputs: say how it is "
+                "read"
+            )
         self.fixed = card.options.get("batch")
         if self.fixed is not None and (type(self.fixed) is not int or self.fixed < 1):
             raise UsageError(

@@ -171,6 +171,8 @@ def test_an_onnx_file_against_its_arithmetic(tmp_path: Any, monkeypatch: pytest.
     wrong = card(one | {"output": "ages"}, **own)
     with pytest.raises(MismatchError, match="names the output 'ages', and the network gives scores"):
         load_annotator(wrong).annotate(chips)
+    with pytest.raises(UsageError, match="column x is `given`"):
+        load_annotator(card(column("given", "string"), **own))
     with pytest.raises(UsageError, match=r"options\.batch is 'two'"):
         load_annotator(card(one, options={"batch": "two"}, **own))
 
