@@ -255,6 +255,8 @@ def annotate(
     precision: Precision = None,
     runtime: Runtime = None,
     weights_dir: WeightsDir = None,
+    offline: Offline = False,
+    accept_license: AcceptLicense = False,
     workers: Workers = None,
     threads: Threads = None,
     device: Device = None,
@@ -267,7 +269,7 @@ def annotate(
 ) -> None:
     """Run other models over the stored crops; what they say of each face becomes columns of `attributes`."""
     overrides = _overrides(locals()) | {"annotate.annotators": tuple(annotators) if annotators else None}
-    _job("annotate", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
+    run_job_command("annotate", config, overrides, dry_run=dry_run, json_output=json_output, verbose=verbose)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from facescale.cli_options import (
     LakeArg,
     Threads,
     Verbose,
+    Where,
     Workers,
     run_job_command,
 )
@@ -55,6 +56,7 @@ def export(
     min_faces: MinFaces = None,
     max_faces: MaxFaces = None,
     min_quality: MinQuality = None,
+    where: Where = None,
     val_share: ValShare = None,
     classes: ClassesFile = None,
     seed: Seed = None,
@@ -69,7 +71,7 @@ def export(
     verbose: Verbose = False,
 ) -> None:
     """Write a training set: aligned chips of named faces in shards, with class ids and a data card."""
-    names_of = "out format names embedder template min_faces max_faces min_quality val_share classes seed shard_faces"
+    names_of = "out format names embedder template min_faces max_faces min_quality where val_share classes seed shard_faces"
     given = locals()
     overrides = {f"export.{name}": given[name] for name in f"{names_of} memory_gib jpeg_quality".split()} | {
         "lake": lake,

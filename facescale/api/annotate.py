@@ -25,6 +25,8 @@ def annotate(
     precision: str | None = None,
     runtime: str | None = None,
     weights_dir: PathLike | None = None,
+    offline: bool = False,
+    accept_license: bool = False,
     workers: int | None = None,
     threads: int | None = None,
     device: str | None = None,
@@ -42,6 +44,8 @@ def annotate(
         precision: as the others below, see `run`.
         runtime: "auto", "torch" or "onnx".
         weights_dir: folder with weights; they are also looked for beside a card.
+        offline: download no weights.
+        accept_license: run models whose licence forbids commercial use.
         workers: processes; 0 runs in this process without Ray.
         threads: in each worker.
         device: "auto", "cpu" or "cuda".

@@ -24,6 +24,7 @@ def export(
     min_faces: int | None = None,
     max_faces: int | None = None,
     min_quality: float | None = None,
+    where: str | None = None,
     val_share: float | None = None,
     classes: PathLike | None = None,
     seed: int | None = None,
@@ -53,6 +54,7 @@ def export(
         min_faces: identities with fewer faces are left out.
         max_faces: of an identity the best so many are kept.
         min_quality: faces of lower quality are left out, 0 to 1.
+        where: faces that do not meet this condition, e.g. "age > 17", are left out (docs/GUIDE.md).
         val_share: share of the identities held out for validation.
         classes: classes.parquet of an earlier export, whose class ids stay.
         seed: of the shuffle, the split and ties.
@@ -71,10 +73,8 @@ def export(
         FacescaleError: the job could not be done; see the module.
     """
     given = dict(locals())
-    own = (
-        "format names embedder template min_faces max_faces min_quality val_share seed shard_faces memory_gib"
-    )
-    overrides = {f"export.{name}": given[name] for name in f"{own} jpeg_quality".split()}
+    own = "format names embedder template min_faces max_faces min_quality where val_share seed shard_faces"
+    overrides = {f"export.{name}": given[name] for name in f"{own} memory_gib jpeg_quality".split()}
     for name in ("out", "classes"):
         overrides[f"export.{name}"] = None if given[name] is None else os.fspath(given[name])
     return run_job("export", given, overrides)

@@ -36,6 +36,9 @@ class ExportConfig(Config):
     min_quality: float = Field(default=0.0, ge=0, le=1)
     """Faces of lower quality are left out."""
 
+    where: str | None = None
+    """Faces that do not meet this condition on the columns of faces and attributes are left out."""
+
     val_share: float = Field(default=0.0, ge=0, lt=1)
     """Share of the identities held out for validation; names that share a cluster go to the same side."""
 

@@ -6,18 +6,22 @@ set as current.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from facescale.driver.models_used import fetch_cards, licences_of, refuse_licences
 from facescale.errors import UsageError
 from facescale.lake.fingerprint import fingerprint
 from facescale.lake.parts import TableVersion, list_done
 from facescale.lake.scan import count_rows, sum_counters
+from facescale.models.access import ModelAccess, current
 from facescale.models.annotator_card import annotator_part
 from facescale.models.card import read_card
 from facescale.models.registry import card as find_card
 from facescale.models.weights import find_weights, sha256_of, use_weights_folder
+from facescale.sources.vector_plan import refuse_imported
 from facescale.vision import annotate as stage_module
 from facescale.vision.annotate import AnnotateSettings, AnnotateStage
 from facescale.vision.annotator_chips import check_crop
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from facescale.config.job import JobConfig
-    from facescale.driver.context import JobContext, StageSummary
+    from facescale.driver.context import JobContext, Reporter, StageSummary
     from facescale.lake.lake import Lake
     from facescale.lake.parts import PartKey
     from facescale.models.card import ModelCard
@@ -57,8 +61,13 @@ class AnnotatePlan:
     output: TableVersion
 
 
-def plan_annotate(lake: Lake, config: JobConfig) -> list[AnnotatePlan]:
-    """What the annotators of a configuration make of a lake's current faces; nothing is written.
+def plan_annotate(lake: Lake, config: JobConfig, reporter: Reporter | None = None) -> list[AnnotatePlan]:
+    """What the annotators of a configuration make of a lake's current faces; nothing is written to the lake.
+
+    Args:
+        lake: the lake.
+        config: of the job.
+        reporter: is told of weights that are downloaded; None downloads none of cards that give their sha256.
 
     Raises:
         UsageError: no annotator is named, two have one name, a card is wrong or not there, or the lake has no faces.
@@ -74,12 +83,21 @@ def plan_annotate(lake: Lake, config: JobConfig) -> list[AnnotatePlan]:
         raise UsageError(
             f"{lake.uri} has no finished faces yet: run `facescale extract SRC {lake.uri}` first"
         )
+    refuse_imported(lake, "annotate")
     scheme = (lake.describe_version(faces) or {}).get("settings", {}).get("landmark_scheme", "")
-    plans = [_plan(lake, config, name, scheme, faces, crops, images) for name in wanted]
-    names = [plan.card.name for plan in plans]
+    found = [_find_card(name, config) for name in wanted]
+    names = [card.name for card, _ in found]
     if twice := {name for name in names if names.count(name) > 1}:
         raise UsageError(f"the annotator {sorted(twice)[0]!r} is named twice: tables bear its name")
-    return plans
+    refuse_licences([card for card, _ in found], accepted=config.extract.accept_license)
+    for _, folders in found:
+        for folder in folders:
+            use_weights_folder(folder)
+    for card, _ in found:
+        check_crop(card, annotator_part(card), scheme)
+    if reporter is not None:
+        fetch_cards([card for card, _ in found], config, reporter)
+    return [_plan(config, card, folders, scheme, faces, crops, images) for card, folders in found]
 
 
 def run_annotate(context: JobContext) -> list[StageSummary]:
@@ -91,48 +109,50 @@ def run_annotate(context: JobContext) -> list[StageSummary]:
     from facescale.driver.extract import import_plugins
 
     import_plugins(context.config.extract.plugins)
-    return [_run(context, plan) for plan in plan_annotate(context.lake, context.config)]
+    return [_run(context, plan) for plan in plan_annotate(context.lake, context.config, context.reporter)]
+
+
+def _find_card(name: str, config: JobConfig) -> tuple[ModelCard, tuple[str, ...]]:
+    """The card that --with names, for what runs it, and the folders that are searched for its weights."""
+    extract = config.extract
+    folders = () if extract.weights_dir is None else (extract.weights_dir,)
+    if not name.endswith((".yaml", ".yml")):
+        return find_card(name, "annotator").preferring(extract.runtime), folders
+    card = read_card(Path(name))
+    if card.task != "annotator":
+        raise UsageError(f"{name} is a card of task {card.task}, expected annotator")
+    return card.preferring(extract.runtime), (str(Path(name).resolve().parent), *folders)
 
 
 def _plan(
-    lake: Lake,
     config: JobConfig,
-    name: str,
+    card: ModelCard,
+    folders: tuple[str, ...],
     scheme: str,
     faces: TableVersion,
     crops: TableVersion,
     images: TableVersion,
 ) -> AnnotatePlan:
-    extract = config.extract
-    folders = [extract.weights_dir] if extract.weights_dir is not None else []
-    if name.endswith((".yaml", ".yml")):
-        card = read_card(Path(name))
-        folders.insert(0, str(Path(name).resolve().parent))
-        if card.task != "annotator":
-            raise UsageError(f"{name} is a card of task {card.task}, expected annotator")
-    else:
-        card = find_card(name, "annotator")
-    card = card.preferring(extract.runtime)
+    if card.sha256 is None:
+        # Not recorded as that of a registered model: whoever trains one replaces the file, and makes another version.
+        card = dataclasses.replace(card, sha256=sha256_of(find_weights(card)))
     part = annotator_part(card)
-    check_crop(card, part, scheme)
-    for folder in folders:
-        use_weights_folder(folder)
     settings = {
         "annotator": card.name,
         "architecture": card.architecture,
-        "sha256": card.sha256 or sha256_of(find_weights(card)),
+        "sha256": card.sha256,
         "options": dict(card.options),
         "input": [card.input_size, card.channel_order, list(card.mean), list(card.scale)],
         "template": card.template,
         "crop": None if part.crop is None else [*part.crop.eyes_at, part.crop.eye_distance],
-        "precision": extract.arithmetic,
+        "precision": config.extract.arithmetic,
         "backend": card.backend,
         "columns": part.declared(),
     }
     inputs = {"faces": faces.fingerprint, "crops": crops.fingerprint}
     made = fingerprint("annotate", settings, stage_module.REVISION, inputs)
     output = TableVersion("attributes", made, card.name)
-    return AnnotatePlan(card, tuple(folders), scheme, faces, crops, images, settings, output)
+    return AnnotatePlan(card, folders, scheme, faces, crops, images, settings, output)
 
 
 def _run(context: JobContext, plan: AnnotatePlan) -> StageSummary:
@@ -143,6 +163,7 @@ def _run(context: JobContext, plan: AnnotatePlan) -> StageSummary:
         settings=plan.settings,
         revision=stage_module.REVISION,
         inputs={"faces": plan.faces.fingerprint, "crops": plan.crops.fingerprint},
+        licences=licences_of([plan.card]),
     )
     wanted, done = list_done(lake.store, plan.images), list_done(lake.store, plan.output)
 
@@ -160,6 +181,7 @@ def _run(context: JobContext, plan: AnnotatePlan) -> StageSummary:
         decode_threads=config.extract.decode_threads,
         plugins=config.extract.plugins,
         weights_dirs=plan.weights_dirs,
+        models=ModelAccess(offline=current().offline),
     )
     summary = context.map(
         AnnotateStage(settings, lake.store, faces=plan.faces, crops=plan.crops, output=plan.output),

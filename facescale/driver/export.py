@@ -20,6 +20,7 @@ from facescale.driver.whole import input_digest
 from facescale.errors import MismatchError, UsageError
 from facescale.index.vectors import random_keys
 from facescale.lake.backends import TEMPORARY
+from facescale.lake.face_filter import FaceFilter
 from facescale.lake.fingerprint import fingerprint
 from facescale.lake.ids import image_id_of, make_image_id
 from facescale.lake.parts import PartKey, list_done
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 _BYTES_A_FACE = 24_000
 """Of a unit in a worker: the stored crop, the chip as JPEG, and half as much for lists of both."""
 _LEAST_UNITS, _LEAST_FACES = 16, 2048  # small sets too are spread over workers, whose number must not matter
+_LOOK_UP = 1 << 20  # faces whose columns are looked at together for a condition
 _DEFAULT_TEMPLATES = {"arcface5": "arcface_112", "dlib5": "dlib_150"}
 CLASSES_FILE = "classes.parquet"
 CARD_FILE = "dataset.json"
@@ -86,7 +88,7 @@ def run_export(context: JobContext) -> StageSummary:
         classes = _choose(lake, config, faces)
         if not len(classes.row):
             raise UsageError(
-                f"{lake.uri}: no face is left to export ({_why(classes)}): lower --min-faces or --min-quality"
+                f"{lake.uri}: no face is left to export ({_why(classes)}): lower --min-faces, --min-quality or --where"
             )
         units = _plan_units(out, settings, config, faces, classes, done)
         left = [unit for unit in units if not out.exists(done_path(settings, unit.key.shard))]
@@ -169,6 +171,8 @@ def _settings(
         inputs["duplicates"] = duplicates.fingerprint
     if config.val_share and (clusters := lake.current("clusters", config.embedder)) is not None:
         inputs["clusters"] = clusters.fingerprint
+    if config.where is not None:
+        inputs |= {version.folder: version.fingerprint for version in FaceFilter(lake, config.where).versions}
     name = fingerprint("export", values | input_digest(lake, done), stage_module.REVISION, inputs)
     settings = ExportSettings(
         format=config.format,
@@ -251,6 +255,11 @@ def _choose(lake: Lake, config: ExportConfig, faces: _Faces) -> Classes:
     together = None
     if config.val_share and config.names != "clusters":
         together = _sharing_clusters(lake, config.embedder, faces)
+    wanted = None
+    if config.where is not None:
+        condition = FaceFilter(lake, config.where)
+        blocks = np.split(faces.face_id, range(_LOOK_UP, len(faces.face_id), _LOOK_UP))
+        wanted = np.concatenate([condition.mask(block) for block in blocks])
     return choose(
         faces.label,
         faces.names,
@@ -264,6 +273,7 @@ def _choose(lake: Lake, config: ExportConfig, faces: _Faces) -> Classes:
             val_share=config.val_share,
             seed=config.seed,
         ),
+        wanted_N=wanted,
         together_L=together,
         before=_earlier(config.classes) if config.classes else None,
     )

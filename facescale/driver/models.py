@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from facescale.errors import CorruptError, FacescaleError, UsageError
+from facescale.models.annotator_card import annotator_part
 from facescale.models.cache import cache_folder, recorded_digest
 from facescale.models.card import ModelCard
 from facescale.models.fetch import fetch
@@ -209,7 +210,9 @@ def register(file: str, card_file: str, *, link: bool = False, replace: bool = F
         if own.architecture not in known:
             raise UsageError(
                 f"{card_file}: there is no {own.task} architecture {own.architecture!r}; there are {', '.join(known)} "
-                "(an embedder in an ONNX file is `onnx`), and those of plug-ins (--plugin)"
+                "(an embedder or annotator in an ONNX file is `onnx`), and those of plug-ins (--plugin)"
             )
+        if own.task == "annotator":
+            annotator_part(own)
 
     return register_model(Path(file), Path(card_file), check=check, link=link, replace=replace)

@@ -67,8 +67,12 @@ def check_licences(config: ExtractConfig, job: str) -> None:
     Raises:
         UsageError: there is such a model, and `accept_license` is not set.
     """
-    models = [used for used, _ in _models(config, job)]
-    refused = [used for used in models if used.non_commercial and not config.accept_license]
+    refuse_licences([used for used, _ in _models(config, job)], accepted=config.accept_license)
+
+
+def refuse_licences(cards: Iterable[ModelCard], *, accepted: bool) -> None:
+    """Refuse cards that forbid commercial use, unless their licences are accepted; see `check_licences`."""
+    refused = [used for used in cards if used.non_commercial and not accepted]
     if refused:
         told = "; ".join(
             f"{used.task} {used.name} is under {used.licence} ({used.source})" for used in refused
@@ -98,8 +102,13 @@ def fetch_weights(config: JobConfig, job: str, reporter: Reporter) -> None:
     Raises:
         FacescaleError: they cannot be had. Where workers run on other machines, which may have them, that is a warning.
     """
-    for used, runtime in _models(config.extract, job):
-        running = used.for_backend(runtime)
+    running = [used.for_backend(runtime) for used, runtime in _models(config.extract, job)]
+    fetch_cards(running, config, reporter)
+
+
+def fetch_cards(cards: Iterable[ModelCard], config: JobConfig, reporter: Reporter) -> None:
+    """Download the weights of cards, each for what runs it, where they are not on this machine; see `fetch_weights`."""
+    for running in cards:
         for file in (running, *running.parts.values()):
             if not file.urls:  # the model itself says what it lacks; a plug-in's may need no file
                 continue

@@ -58,6 +58,11 @@ class FaceFilter:
         self._places = _find(lake, self.where)
         self.expression = self.where.bind({name: place.dtype for name, place in self._places.items()})
 
+    @property
+    def versions(self) -> list[TableVersion]:
+        """The versions that the condition looks into, in order of appearance."""
+        return list(dict.fromkeys(place.version for place in self._places.values()))
+
     def mask(self, face_ids: ArrayLike) -> NDArray[np.bool_]:
         """Which faces meet the condition; those for which it is unknown (a null was compared) do not.
 
@@ -102,7 +107,7 @@ class FaceFilter:
             schema = pa.schema([(name, place.dtype) for name, place in self._places.items()])
             return schema.empty_table()
         columns: dict[str, pa.ChunkedArray] = {}
-        for version in dict.fromkeys(place.version for place in self._places.values()):
+        for version in self.versions:
             mine = {name: place.column for name, place in self._places.items() if place.version == version}
             if version.table == "faces":
                 found = scan_ids(self.lake, version, face_ids, sorted(set(mine.values())))

@@ -52,7 +52,7 @@ class Classes:
         ids: int64, class id of each name.
         name_is_val: bool, of each name.
         counts: int64, faces of each name.
-        left_out: faces by why they are not in: no_label, copy, low_quality, few_faces, over_cap.
+        left_out: faces by why they are not in: no_label, copy, low_quality, condition, few_faces, over_cap.
         num_classes: (training, validation); larger than the names where earlier names are gone.
     """
 
@@ -75,6 +75,7 @@ def choose(
     tie_N: NDArray[np.uint64],
     rules: ClassRules,
     *,
+    wanted_N: NDArray[np.bool_] | None = None,
     together_L: Ints | None = None,
     before: Mapping[str, tuple[int, bool]] | None = None,
 ) -> Classes:
@@ -87,6 +88,7 @@ def choose(
         is_copy_N: faces of images that another image stands for.
         tie_N: decides between faces of one quality, e.g. index.vectors.random_keys.
         rules: see there.
+        wanted_N: faces that meet the user's condition; None where there is none.
         together_L: names of one number go to the same side of the split (they may be one person); None: each alone.
         before: (class id, whether validation) of names of an earlier round: these keep both, new names count on from
             the largest, and the ids of names that are gone stay unused.
@@ -98,6 +100,9 @@ def choose(
     fits &= ~is_copy_N
     good = quality_N >= rules.min_quality if rules.min_quality > 0 else np.ones(len(fits), bool)
     left_out["low_quality"] = int((fits & ~good).sum())
+    if wanted_N is not None:
+        left_out["condition"] = int((fits & good & ~wanted_N).sum())
+        good = good & wanted_N
     rows = np.flatnonzero(fits & good)
     counts = np.bincount(label_N[rows], minlength=len(names_L))
     enough = counts >= max(rules.min_faces, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ from facescale.errors import CorruptError, MismatchError
 from facescale.lake.ids import split_ids
 from facescale.lake.schema import COLUMNS_KEY, extended, schema_of, table_spec
 from facescale.lake.stage import Guard, StageResult
+from facescale.models.access import ModelAccess
 from facescale.models.annotator_card import annotator_part
 from facescale.models.weights import use_weights_folder
 from facescale.vision.annotator_chips import annotator_chips
@@ -53,6 +54,7 @@ class AnnotateSettings:
     decode_threads: int = 2
     plugins: tuple[str, ...] = ()
     weights_dirs: tuple[str, ...] = ()
+    models: ModelAccess = field(default_factory=ModelAccess)
 
 
 class AnnotateStage:
@@ -83,6 +85,7 @@ class AnnotateStage:
     def open(self) -> None:
         """Load the model; raises UsageError or MismatchError as facescale.vision.registry does."""
         s = self.settings
+        s.models.enter()
         for module in s.plugins:
             importlib.import_module(module)
         for folder in s.weights_dirs:

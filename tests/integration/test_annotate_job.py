@@ -193,6 +193,21 @@ def test_conditions(card: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [int(hit["face_id"]) for hit in hits] == found.hits["face_id"].to_pylist()
 
 
+def test_export_takes_only_faces_that_meet_a_condition(card: Path) -> None:
+    facescale.annotate(LAKE, annotators=[card], **HERE)
+    lake = facescale.Lake.open(LAKE)
+    red = lake.table("attributes", ["red"])["red"].to_numpy()
+    least = float(np.sort(red)[3])
+    every = facescale.export(LAKE, "all", format="parquet", min_faces=1, **HERE).stages[0].counters
+    some = facescale.export(LAKE, "some", format="parquet", min_faces=1, where=f"red >= {least!r}", **HERE)
+    counters = some.stages[0].counters
+    assert 0 < every["faces"] - counters["faces"] == counters["left out: condition"] <= 3
+    exported = pq.read_table("some")["face_id"].to_numpy()
+    assert (red[np.searchsorted(lake.faces().face_id, exported)] >= least).all()
+    with pytest.raises(UsageError, match="character 1: there is no column"):
+        facescale.export(LAKE, "none", where="reddish > 1", **HERE)
+
+
 def test_attributes_of_other_faces_are_refused(card: Path) -> None:
     facescale.annotate(LAKE, annotators=[card], **HERE)
     lake = facescale.Lake.open(LAKE)
@@ -371,7 +386,9 @@ def test_a_plug_in_in_python(crawl: Path, wrong: str, what: str) -> None:
 
 
 def test_refused_before_anything_is_written(card: Path) -> None:
+    fenced = write_card(card.parent, name="fenced", non_commercial=True, file="tone.onnx")
     for names, error, what in (
+        ([fenced], UsageError, "annotator fenced is under Apache-2.0 .* add --accept-license"),
         ([], UsageError, "--with NAME, or --with CARD.yaml"),
         (["tome"], UsageError, "there is no annotator 'tome'"),
         (["dlib_resnet"], UsageError, "is a model of task embedder, expected annotator"),

@@ -23,6 +23,9 @@ from facescale.curate.cluster import ClusterRules, resolve
 from facescale.curate.decisions import REASONS, VERDICTS
 from facescale.curate.ownership import OwnershipRules
 from facescale.lake.ids import make_face_id, make_image_id, split_ids
+from facescale.models.annotator_card import HOWS, annotator_part
+from facescale.models.card import parse_card
+from facescale.vision.annotator import decode
 
 ROOT = Path(__file__).resolve().parents[2]
 GUIDE = (ROOT / "docs" / "GUIDE.md").read_text(encoding="utf-8")
@@ -101,6 +104,28 @@ def test_commands_and_flags_exist() -> None:
             command = command.commands.get(words[1], of_photographs)
         options = {name for parameter in command.params for name in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= options, line
+
+
+def test_the_card_of_an_annotator(tmp_path: Path) -> None:
+    """It is one, and each of its columns is read off outputs of the shapes that the text speaks of."""
+    (text,) = [found for found in re.findall(r"```yaml\n(.*?)```", GUIDE, re.DOTALL) if "annotator:" in found]
+    card = parse_card(text, where="the guide")
+    part = annotator_part(card)
+    rng = np.random.default_rng(0)
+    shapes = {
+        "age": (3, 8),
+        "expression": (3, 4),
+        "real_or_not": (3, 2),
+        "mask": (3, 1),
+        "points": (3, 68, 2),
+    }
+    shapes["parsing"] = (3, 5, 32, 32)
+    assert {column.output for column in part.columns} == set(shapes)
+    for column in part.columns:
+        found, finite = decode(column, rng.normal(size=shapes[str(column.output)]).astype(np.float32), card)
+        assert len(found) == 3 and finite.all()
+    hows = {name.strip("`") for row in table_below("facescale lake select") for name in row[0].split(", ")}
+    assert hows == set(HOWS) - {"given"}
 
 
 def test_ids() -> None:
