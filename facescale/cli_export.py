@@ -71,9 +71,13 @@ def export(
     verbose: Verbose = False,
 ) -> None:
     """Write a training set: aligned chips of named faces in shards, with class ids and a data card."""
-    names_of = "out format names embedder template min_faces max_faces min_quality where val_share classes seed shard_faces"
+    names_of = (
+        "out format names embedder template min_faces max_faces min_quality where val_share classes seed"
+    )
     given = locals()
-    overrides = {f"export.{name}": given[name] for name in f"{names_of} memory_gib jpeg_quality".split()} | {
+    overrides = {
+        f"export.{name}": given[name] for name in f"{names_of} shard_faces memory_gib jpeg_quality".split()
+    } | {
         "lake": lake,
         "engine.workers": workers,
         "engine.threads": threads,
