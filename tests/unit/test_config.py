@@ -65,7 +65,7 @@ def test_an_empty_file_is_no_configuration(tmp_path: Path) -> None:
             "lake: x\nextract: {min_face: 80}\n",
             "extract.min_face is not known; known here: accelerate, accept_license, decode_threads",
         ),
-        ("lake: x\nworkers: 2\n", "workers is not known; known here: accept_changes, clean"),
+        ("lake: x\nworkers: 2\n", "workers is not known; known here: accept_changes, annotate, clean"),
         ("src: x\n", "lake is required"),
         ("lake: x\nextract: {min_face_px: 4}\n", "min_face_px: Input should be greater than or equal to 16 (got 4)"),
         ("lake: x\nextract: {precision: int8}\n", "precision: Input should be 'auto', 'fp32', 'bf16' or 'fp16'"),
