@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from facescale.api.jobs import run_job
+from facescale.api.call import run_job
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from facescale.api.jobs import LakeLike, PathLike
+    from facescale.api.call import LakeLike, PathLike
     from facescale.config.job import JobConfig
     from facescale.driver.context import JobSummary, Reporter
 
