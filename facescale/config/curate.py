@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 from pydantic import Field
 
 from facescale.config.base import Config
@@ -34,3 +36,14 @@ class NeighborsConfig(Config):
 
     memory_gib: float = Field(default=2.0, gt=0)
     """Memory of each worker for the faces compared with; more are read block by block. Does not change results."""
+
+    method: Literal["auto", "exact", "cells"] = "auto"
+    """exact compares all pairs; cells only faces of similar regions, which finds nearly all and is what large lakes
+    take; auto takes exact where it is affordable."""
+
+    nprobe: Literal["auto"] | Annotated[int, Field(ge=1, le=65_536)] = "auto"
+    """cells: how many of them a face visits; auto measures on a sample how many reach edge_recall."""
+
+    edge_recall: float = Field(default=0.99, ge=0.5, lt=1)
+    """cells: share of the pairs above floor_fmr, or above k / 2 strangers a face where that is less, that must be
+    found; where that takes too many cells, all pairs are compared."""

@@ -98,9 +98,7 @@ class NeighborsStage:
 
     def open(self) -> None:
         """Find out who is in nobody's list, and take the others into memory if they fit."""
-        self._lake = Lake(self.store)
-        self._absent = np.union1d(self.inputs.left_out, self._lake.superseded())
-        self._blurred = self._below_gate()
+        self._faces = PresentFaces(Lake(self.store), self.inputs, self.settings.min_quality)
         self._held = self._take_in()
 
     def process(self, part: PartKey, guard: Guard) -> StageResult:
@@ -109,14 +107,9 @@ class NeighborsStage:
         Raises:
             InfrastructureError: an earlier worker died of this part; there is no single face that could be left out.
         """
-        if guard.poison:
-            reasons: Any = ", ".join(sorted(set(guard.reasons.values()))) or "no reason given"
-            raise InfrastructureError(
-                f"part {part.path} of neighbors has killed its workers ({reasons}); most likely memory ran out: use "
-                "fewer workers or a smaller --memory-gib, then run the same command again"
-            )
+        refuse_poison(guard, part)
         settings = self.settings
-        blocks = list(self._present([(part.shard, part.first_row)]))
+        blocks = list(self._faces.blocks([(part.shard, part.first_row)]))
         table = lists_table(np.empty(0, np.int64), np.empty((0, settings.k), np.int64), None, settings.floor)
         if blocks:
             ids, vectors = (np.concatenate(column) for column in zip(*blocks, strict=True))
@@ -129,21 +122,12 @@ class NeighborsStage:
         counters = {"faces": table.num_rows, "saturated": int(np.sum(table["saturated"].to_numpy()))}
         return StageResult([(self.output, table)], counters)
 
-    def _present(self, parts: Iterable[tuple[int, int]]) -> Iterator[tuple[Ints, Floats]]:
-        """Blocks of faces of images that are no copies and not superseded."""
-        for ids, vectors in read_blocks(self._lake, self.inputs.embeddings, parts):
-            keep = ~_among(self._absent, image_id_of(ids))
-            if keep.any():
-                yield ids[keep], vectors[keep]
-
     def _base(self) -> Iterator[Base]:
         """Blocks of the faces compared with, on the device."""
         import torch
 
-        for ids, vectors in self._present(self.inputs.parts):
-            keep = ~_among(self._blurred, ids)
-            if keep.any():
-                yield ids[keep], torch.from_numpy(vectors[keep]).to(self.settings.device)
+        for ids, vectors in self._faces.compared_with(self.inputs.parts):
+            yield ids, torch.from_numpy(vectors).to(self.settings.device)
 
     def _take_in(self) -> list[Base] | None:
         """All blocks, or None when they pass the budget."""
@@ -156,17 +140,64 @@ class NeighborsStage:
             held.append((ids, vectors))
         return held
 
-    def _below_gate(self) -> Ints:
-        """Faces below the quality gate, rising: 8 bytes each."""
-        if self.settings.min_quality is None:
-            return np.empty(0, np.int64)
+
+class PresentFaces:
+    """Whose lists are made, and who may be in them: what a version of neighbors leaves out.
+
+    Args:
+        lake: the lake.
+        inputs: of the stage.
+        min_quality: the gate; None lets all in.
+
+    Notes:
+        Memory: 8 bytes for each image left out, and for each face below the gate.
+    """
+
+    def __init__(self, lake: Lake, inputs: NeighborsInputs, min_quality: float | None) -> None:
+        self.lake, self.inputs = lake, inputs
+        self._absent = np.union1d(inputs.left_out, lake.superseded())
         found = [np.empty(0, np.int64)]
-        for table in scan(
-            self._lake, self.inputs.faces, columns=["face_id", "quality"], drop_superseded=False
-        ):
-            quality = table["quality"].to_numpy()  # NaN where nobody measured it
-            found.append(table["face_id"].to_numpy()[quality < self.settings.min_quality])
-        return np.concatenate(found)
+        if min_quality is not None:
+            for table in scan(lake, inputs.faces, columns=["face_id", "quality"], drop_superseded=False):
+                quality = table["quality"].to_numpy()  # NaN where nobody measured it
+                found.append(table["face_id"].to_numpy()[quality < min_quality])
+        self._blurred = np.concatenate(found)
+
+    def blocks(self, parts: Iterable[tuple[int, int]]) -> Iterator[tuple[Ints, Floats]]:
+        """Faces of images that are no copies and not superseded: (ids, unit vectors), block by block."""
+        for ids, vectors in read_blocks(self.lake, self.inputs.embeddings, parts):
+            keep = self.listed(ids)
+            if keep.any():
+                yield ids[keep], vectors[keep]
+
+    def compared_with(self, parts: Iterable[tuple[int, int]]) -> Iterator[tuple[Ints, Floats]]:
+        """Those of them that are not below the gate."""
+        for ids, vectors in self.blocks(parts):
+            keep = self.good(ids)
+            if keep.any():
+                yield ids[keep], vectors[keep]
+
+    def listed(self, ids: Ints) -> NDArray[np.bool_]:
+        """Which faces get a list."""
+        return ~_among(self._absent, image_id_of(ids))
+
+    def good(self, ids: Ints) -> NDArray[np.bool_]:
+        """Which faces are not below the gate."""
+        return ~_among(self._blurred, ids)
+
+
+def refuse_poison(guard: Guard, part: PartKey) -> None:
+    """There is no single face that could be left out of neighbors.
+
+    Raises:
+        InfrastructureError: an earlier worker died of this part.
+    """
+    if guard.poison:
+        reasons: Any = ", ".join(sorted(set(guard.reasons.values()))) or "no reason given"
+        raise InfrastructureError(
+            f"part {part.path} of neighbors has killed its workers ({reasons}); most likely memory ran out: use "
+            "fewer workers or a smaller --memory-gib, then run the same command again"
+        )
 
 
 def lists_table(ids_Q: Ints, found_QK: Ints, sims_QK: Floats | None, floor: float) -> pa.Table:

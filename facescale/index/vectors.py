@@ -95,19 +95,34 @@ def vectors_of(table: pa.Table, *, where: str) -> NDArray[np.float32]:
     Raises:
         CorruptError: a vector is zero or not finite.
     """
+    half, lengths = stored_vectors(table, where=where)
+    return unit_vectors(half, lengths)
+
+
+def stored_vectors(table: pa.Table, *, where: str) -> tuple[NDArray[np.float16], NDArray[np.float32]]:
+    """The column `embedding` as it is stored, and the lengths of its vectors: (float16 [n, D], float32 [n]).
+
+    Raises:
+        CorruptError: a vector is zero or not finite.
+    """
     column = table["embedding"].combine_chunks()
-    dim = column.type.list_size
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    vectors: NDArray[np.float32] = flat.astype(np.float32).reshape(-1, dim)
-    lengths = np.linalg.norm(vectors, axis=1)
+    half: NDArray[np.float16] = column.flatten().to_numpy(zero_copy_only=False)
+    half = half.reshape(-1, column.type.list_size)
+    lengths: NDArray[np.float32] = np.linalg.norm(half.astype(np.float32), axis=1)
     wrong = ~(np.isfinite(lengths) & (lengths > 0))
     if wrong.any():
         face = table["face_id"][int(np.argmax(wrong))]
         raise CorruptError(
             f"{where}: the embedding of face {face} is zero or not finite, as are {int(wrong.sum())} of "
-            f"{len(vectors)} in this part; make the embeddings again"
+            f"{len(half)} in this part; make the embeddings again"
         )
-    vectors /= lengths[:, None]
+    return half, lengths
+
+
+def unit_vectors(half_ND: NDArray[np.float16], lengths_N: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Stored vectors at unit length, float32 [N, D]."""
+    vectors: NDArray[np.float32] = half_ND.astype(np.float32)
+    vectors /= lengths_N[:, None]
     return vectors
 
 
