@@ -5,7 +5,8 @@ Called by the stages of curate.neighbors_cells.
 All visitors of a cell meet its members in one matrix product. Its entries only propose: in bfloat16 (where the
 processor has instructions for it) or float32, those near enough to the k-th best of a face become candidates, and the
 candidates are compared once more in float64. So a list is exactly the k best of what was visited, and depends neither
-on the kind of product nor on how the work was cut.
+on the kind of product nor on how the work was cut; only where more than some hundred faces lie that near to the k-th
+(one picture many times, say), not all of them are compared once more.
 
 A candidate is one uint64: face | 65535 − similarity in 16 bits | row of the base. Sorted as plain numbers, candidates
 stand by face and descending similarity, which is what makes merging cheap.
@@ -44,6 +45,9 @@ _PHASES = (0, 1, 4, 16, 64)  # ranks of cells between which candidates are merge
 _RESCORED = 512  # candidates at once: × D float64, which stay in the processor's cache
 _STEPS = 65_535  # similarities are kept in 16 bits, from -1 to 1
 _STEP = 2.0 / _STEPS
+_MIN_CANDIDATES = (
+    512  # of a face, and three times as many as wanted; what bounds memory where faces are all alike
+)
 _NONE = np.float32(-2)
 
 
@@ -268,7 +272,8 @@ class _Pool:
         limit = np.full(len(counts), np.iinfo(np.int64).max)
         limit[full] = np.ceil((1 - self.threshold[full]) / _STEP)
         found = (keys >> self._rows).astype(np.int64) & 0xFFFF
-        self._kept = keys[found <= np.repeat(limit, counts)]
+        rank = np.arange(len(keys)) - np.repeat(starts[:-1], counts)
+        self._kept = keys[(found <= np.repeat(limit, counts)) & (rank < max(_MIN_CANDIDATES, 3 * self.k))]
 
     def candidates(self) -> tuple[Ints, Ints]:
         """(starts int64 [Q + 1], rows of the base int64): those of face q are rows[starts[q] : starts[q + 1]]."""

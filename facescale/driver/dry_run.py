@@ -208,10 +208,15 @@ def _plan_dedup(lake: Lake, config: JobConfig, plan: DryRun) -> None:
 
 def _plan_neighbors(lake: Lake, config: JobConfig, plan: DryRun) -> None:
     done = 0
-    if not _something_before(plan):
-        done = len(plan_neighbors(lake, config.neighbors).done)
-    size = _faces(lake, plan.images) * config.neighbors.k * NEIGHBOR_BYTES
     note = f"{config.neighbors.k} of each face, {config.neighbors.embedder}"
+    if not _something_before(plan):
+        device = "cuda" if config.engine.device == "cuda" else "cpu"
+        planned = plan_neighbors(lake, config.neighbors, device=lambda: device)
+        done = len(planned.done)
+        if planned.cells is not None:
+            chosen = planned.cells.chosen
+            note += f", {chosen.why}, with {chosen.scratch_bytes / 2**30:.1f} GiB of scratch files on the way"
+    size = _faces(lake, plan.images) * config.neighbors.k * NEIGHBOR_BYTES
     _add_whole(lake, plan, "neighbors", "neighbors", done, size, note)
 
 

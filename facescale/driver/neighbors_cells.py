@@ -217,7 +217,8 @@ def _settings(context: JobContext, plan: CellsPlan) -> CellsSettings:
         max_probes=chosen.max_probes,
         edge_recall=asked["edge_recall"],
         spread=plan.spread,
-        threads=context.config.engine.threads or 1,  # small products: workers share the work better than threads
+        threads=context.config.engine.threads
+        or 1,  # small products: workers share the work better than threads
         memory_bytes=int(config.memory_gib * 2**30),
     )
 
