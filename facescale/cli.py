@@ -304,7 +304,10 @@ def neighbors(
     json_output: JsonFlag = False,
     verbose: Verbose = False,
 ) -> None:
-    """List the most similar faces of every face, exactly; copies of images are left out."""
+    """List the most similar faces of every face, exactly or, where these are too many, with recall measured.
+
+    Copies of images are left out.
+    """
     overrides = _overrides(locals()) | {
         "neighbors.embedder": embedder,
         "neighbors.k": k,

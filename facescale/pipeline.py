@@ -63,7 +63,7 @@ STAGES = (
         "neighbors",
         ("embeddings", "duplicates"),
         ("neighbors",),
-        "the most similar faces of every face, exactly",
+        "the most similar faces of every face",
     ),
     StageInfo(
         "cluster",

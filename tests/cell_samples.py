@@ -55,6 +55,7 @@ def oracle(
         visited &= present
     np.fill_diagonal(visited, False)
     sims[~visited] = -np.inf
+    sims = np.pad(sims, ((0, 0), (0, max(0, k - len(unit)))), constant_values=-np.inf)
     order = np.argsort(-sims, axis=1, kind="stable")[:, :k]
     sims = np.take_along_axis(sims, order, 1)
-    return np.where(np.isneginf(sims), -1, ids_of(len(unit))[order]), sims
+    return np.where(np.isneginf(sims), -1, ids_of(max(k, len(unit)))[order]), sims

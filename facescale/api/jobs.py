@@ -239,7 +239,7 @@ def neighbors(
     config: JobConfig | PathLike | None = None,
     reporter: Reporter | None = None,
 ) -> JobSummary:
-    """List the most similar faces of every face, exactly; copies of images are left out. Writes neighbors.
+    """List the most similar faces of every face; copies of images are left out. Writes neighbors.
 
     Examples:
         >>> facescale.neighbors("crawl.lake", k=10, workers=0).stage("neighbors").counters

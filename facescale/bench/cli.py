@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from facescale.bench.cli_neighbors import neighbors
 from facescale.cli_options import JsonFlag, Verbose, set_up_logging
 from facescale.errors import UsageError
 
@@ -401,6 +402,9 @@ def models(
         weights_dir=weights_dir,
         accept_license=accept_license,
     )
+
+
+bench_app.command()(neighbors)
 
 
 def _run(

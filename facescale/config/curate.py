@@ -45,5 +45,9 @@ class NeighborsConfig(Config):
     """cells: how many of them a face visits; auto measures on a sample how many reach edge_recall."""
 
     edge_recall: float = Field(default=0.99, ge=0.5, lt=1)
-    """cells: share of the pairs above floor_fmr, or above k / 2 strangers a face where that is less, that must be
-    found; where that takes too many cells, all pairs are compared."""
+    """cells: share of the pairs above the floor that must be found; where that takes too many cells, all pairs are
+    compared."""
+
+    edge_ratio: float = Field(default=60.0, gt=0, le=1000)
+    """cells: the floor is where the strangers expected of a face are this many times the share of true links lost
+    there, or at floor_fmr where that is higher. Three times cluster.merge_ratio: clusters look at no pair below."""

@@ -138,6 +138,31 @@ def rank_cells(vectors_QD: Floats, centers_CD: Floats, probes: int) -> Cells:
     return ranked
 
 
+def rank_of_cell(vectors_QD: Floats, face_E: Ints, cell_E: NDArray[np.integer], centers_CD: Floats) -> Ints:
+    """Rank of a given cell among those of a face, 0 for the first, for each pair of both.
+
+    Args:
+        vectors_QD: float32 [Q, D], unit vectors.
+        face_E: int64 [E], rows of them.
+        cell_E: integers [E], cells.
+        centers_CD: float32 [C, D].
+
+    Returns:
+        int64 [E].
+    """
+    import torch
+
+    centers = torch.from_numpy(centers_CD).T
+    ranks = np.empty(len(face_E), np.int64)
+    with torch.inference_mode():
+        for start in range(0, len(face_E), _RANK_ROWS):
+            span = slice(start, start + _RANK_ROWS)
+            similarity = torch.from_numpy(vectors_QD[face_E[span]]) @ centers
+            cell = torch.from_numpy(cell_E[span].astype(np.int64))[:, None]
+            ranks[span] = (similarity > similarity.gather(1, cell)).sum(dim=1).numpy()
+    return ranks
+
+
 def choose_precision(dim: int, floor: float, spread: float) -> str:
     """Kind of the proposing products: bfloat16 where this processor is faster at it and it tells similarities apart.
 

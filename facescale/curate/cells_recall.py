@@ -1,8 +1,9 @@
 """How many cells a face must visit: exact lists of a sample and the cells of those in them come in, a number goes out.
 
-What clustering needs of the lists is every edge above the floor, so that is what recall counts. An edge is found if and
-only if the cell of its far end is among those that the near end visits: one ranking of the cells gives the recall at
-every number of visits at once. Called by the training stage of curate.neighbors_cells.
+What clustering needs of the lists is every pair above the floor, so that is what recall counts. A pair is found if one
+of the two has the other in its list (curate.graph takes it either way): if and only if one of them visits the other's
+cell. So one ranking of the cells gives the recall at every number of visits at once. Called by the training stage of
+curate.neighbors_cells.
 
 Shape legend: S sampled faces, K neighbors, C cells, P probes.
 """
@@ -32,9 +33,9 @@ class ProbeChoice:
 
     Attributes:
         probes: cells to visit.
-        recall: of edges above the floor at that number, in the mean over all edges of the sample.
+        recall: of pairs above the floor at that number, in the mean over all pairs of the sample.
         standard_error: of the recall; faces are drawn, edges come with them.
-        edges: above the floor in the exact lists of the sample.
+        edges: pairs above the floor in the exact lists of the sample.
         reached: whether the recall less one standard error meets the goal.
         curve: (probes, recall) at powers of two.
     """
@@ -51,7 +52,8 @@ def choose_probes(ranks_SK: Ints, is_edge_SK: NDArray[np.bool_], goal: float, mo
     """The smallest number of visits whose recall, less one standard error, meets the goal.
 
     Args:
-        ranks_SK: int64 [S, K], rank of the cell of each neighbor among the cells of the face, 0 for the nearest.
+        ranks_SK: int64 [S, K], rank of the cell of each neighbor among the cells of the face, 0 for the nearest; the
+            smaller of that and the rank of the face's cell among those of the neighbor.
         is_edge_SK: bool [S, K], which neighbors are above the floor; at least one is.
         goal: recall wanted, in (0, 1].
         most: visits beyond which it is not worth it, at least 1.
@@ -76,7 +78,7 @@ def choose_probes(ranks_SK: Ints, is_edge_SK: NDArray[np.bool_], goal: float, mo
 def found_edges(
     found_ids_SK: Ints, found_sims_SK: Floats, truth_ids_SK: Ints, truth_sims_SK: Floats, floor: float
 ) -> tuple[int, int]:
-    """How many edges above the floor are in lists that were made: (found, all).
+    """How many entries above the floor that exact lists have are in lists that were made: (found, all).
 
     Args:
         found_ids_SK: int64 [S, K], lists; -1 where missing.

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from facescale.curate.cells import choose_precision, rank_cells, train_cells
+from facescale.curate.cells import choose_precision, rank_cells, rank_of_cell, train_cells
 from facescale.curate.cells_lists import MAX_LIST, Longer, ragged_table
 from facescale.curate.cells_recall import choose_probes, found_edges
 from facescale.curate.cells_scratch import CellsScratch, gather_piece
@@ -137,24 +137,29 @@ class TrainCells(_CellsStage):
             why = f"no two faces of the sample are as similar as {settings.floor:.4f}, so recall cannot be measured"
             return record | {"why": why}, arrays
         most = min(cells, max(settings.max_probes, settings.probes))
-        choice = choose_probes(
-            self._ranks(queries, truth_ids, is_edge, centers), is_edge, settings.edge_recall, most
+        there, back = self._ranks(ids, queries, truth_ids, is_edge, centers)
+        choice = choose_probes(np.minimum(there, back), is_edge, settings.edge_recall, most)
+        probes = min(settings.probes, cells) or choice.probes
+        pairs, entries = (
+            float((ranks[is_edge] < probes).mean()) for ranks in (np.minimum(there, back), there)
         )
         record |= {
             "precision": choose_precision(train.shape[1], settings.floor, settings.spread),
             "edges": choice.edges,
             "curve": choice.curve,
+            "recall": {
+                "pairs": round(pairs, 6),
+                "standard_error": choice.standard_error,
+                "entries": round(entries, 6),
+            },
         }
-        if settings.probes:
-            return record | {"probes": min(settings.probes, cells)}, arrays
-        if not choice.reached:
+        if not settings.probes and not choice.reached:
             why = (
                 f"{choice.probes:,} of {cells:,} cells reach a recall of {choice.recall:.4f} ± "
                 f"{choice.standard_error:.4f}, with {settings.edge_recall:g} asked for"
             )
             return record | {"why": why}, arrays
-        measured = {"recall": choice.recall, "standard_error": choice.standard_error}
-        return record | {"probes": choice.probes} | measured, arrays
+        return record | {"probes": probes}, arrays
 
     def _sample(self) -> tuple[Floats, Ints, Floats]:
         """(vectors to train on [T, D], ids of faces to measure with [S], their vectors [S, D])."""
@@ -183,20 +188,27 @@ class TrainCells(_CellsStage):
             best.add(base_ids, vectors)
         return drop_self(best.ids_QK, best.sims_QK, ids)
 
-    def _ranks(self, queries: Floats, truth_ids: Ints, is_edge: NDArray[np.bool_], centers: Floats) -> Ints:
-        """Rank of the cell of each neighbor above the floor among the cells of the face; others have 0."""
+    def _ranks(
+        self, ids: Ints, queries: Floats, truth_ids: Ints, is_edge: NDArray[np.bool_], centers: Floats
+    ) -> tuple[Ints, Ints]:
+        """For each edge the rank of the neighbor's cell among those of the face, and the other way round.
+
+        A face that is in nobody's list is found in one direction only: the other rank is C then, as where no edge is.
+        """
         known = np.unique(truth_ids[is_edge])
-        cell = np.zeros(len(known), np.int64)
-        for base_ids, vectors in self.faces.compared_with(self.inputs.parts):
+        vectors = np.empty((len(known), queries.shape[1]), np.float32)
+        for base_ids, block in self.faces.compared_with(self.inputs.parts):
             mine = np.isin(base_ids, known)
-            cell[np.searchsorted(known, base_ids[mine])] = rank_cells(vectors[mine], centers, 1)[:, 0]
-        order = rank_cells(queries, centers, len(centers)).astype(np.int64)
-        place = np.empty_like(order)
-        np.put_along_axis(place, order, np.arange(order.shape[1])[None, :], axis=1)
-        ranks = np.zeros(truth_ids.shape, np.int64)
+            vectors[np.searchsorted(known, base_ids[mine])] = block[mine]
         row, column = np.nonzero(is_edge)
-        ranks[row, column] = place[row, cell[np.searchsorted(known, truth_ids[row, column])]]
-        return ranks
+        other = np.searchsorted(known, truth_ids[row, column])
+        there = np.full(truth_ids.shape, len(centers), np.int64)
+        back = there.copy()
+        there[row, column] = rank_of_cell(queries, row, rank_cells(vectors, centers, 1)[other, 0], centers)
+        good = self.faces.good(ids)[row]
+        own = rank_cells(queries, centers, 1)[row, 0]
+        back[row[good], column[good]] = rank_of_cell(vectors, other[good], own[good], centers)
+        return there, back
 
 
 class SortByCell(_CellsStage):

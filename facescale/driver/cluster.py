@@ -329,6 +329,14 @@ def _remarks(lake: Lake, plan: ClusterPlan, config: ClusterConfig, counters: dic
             "no duplicates are known, so a photograph and its copy count as two: run `facescale dedup "
             f"{lake.uri}` first"
         )
+    made = (lake.describe_version(plan.neighbors) or {}).get("settings", {})
+    looked_at = algorithm.resolve(rules_of(config), plan.calibration, counters.get("faces", 0)).floor
+    if made.get("method") == "cells" and looked_at < made["floor"]:
+        notes.append(
+            f"pairs down to a cosine of {looked_at:.4f} were looked at, and {plan.neighbors.folder} has its recall "
+            f"measured above {made['floor']:.4f}: lower ratios, or run `facescale neighbors {lake.uri}` with a higher "
+            "neighbors.edge_ratio"
+        )
     if (warning := drift_warning(plan.calibration, lake, plan.embeddings)) is not None:
         notes.append(warning)
     return notes

@@ -15,6 +15,7 @@ import numpy as np
 from facescale.curate import neighbors as stage_module
 from facescale.curate.calibration import load_calibration, require_calibration
 from facescale.curate.cells_plan import choose_method, floor_rate
+from facescale.curate.cluster import threshold_at
 from facescale.curate.duplicates import representatives
 from facescale.curate.neighbors import NeighborsInputs, NeighborsSettings, NeighborsStage
 from facescale.driver.context import StageSummary
@@ -242,7 +243,10 @@ def _choose(
         chosen = choose_method(count, calibration.dim, device=device())
     if chosen.method == "exact":
         return exact
-    floor = calibration.pairs.similarity_at(floor_rate(config.floor_fmr, config.k, count))
+    floor = max(
+        calibration.pairs.similarity_at(floor_rate(config.floor_fmr, config.k, count)),
+        threshold_at(calibration, count, config.edge_ratio),
+    )
     asked = exact.settings | {
         "method": "cells",
         "floor": floor,

@@ -183,20 +183,21 @@ def search_cells(
 def describe(plan: CellsPlan, counters: dict[str, int]) -> str:
     """What a user should know of lists that are not exact."""
     edges, found = counters.get("sample_edges", 0), counters.get("sample_edges_found", 0)
-    settings = plan.settings
+    settings, recall = plan.settings, plan.settings["recall"]
     goal = f"{settings['edge_recall']:g} asked for" if settings["nprobe"] == "auto" else "visits were given"
-    recall = (
-        f"{found / edges:.4f} ({found:,} of {edges:,}; {goal})" if edges else "not measured: no edges there"
-    )
+    again = f"{found / edges:.4f} in the finished lists" if edges else "no entries there"
     return (
         f"{plan.chosen.why}; {settings['probes']:,} visited by each face, {settings['precision']} products; recall of "
-        f"edges above {settings['floor']:.4f} on {settings['sampled']:,} faces compared with all: {recall}; self-match "
-        f"{counters.get('met_self', 0):,} of {counters.get('in_lists', 0):,}"
+        f"pairs above {settings['floor']:.4f}, of {settings['sampled']:,} faces compared with all: "
+        f"{recall['pairs']:.4f} ± {recall['standard_error']:.4f} ({goal}), of entries {recall['entries']:.4f} "
+        f"({again}); self-match {counters.get('met_self', 0):,} of {counters.get('in_lists', 0):,}"
     )
 
 
 def _resolved(plan: CellsPlan, record: dict[str, Any]) -> CellsPlan:
-    measured = {name: record[name] for name in ("cells", "probes", "precision", "sampled", "edges", "curve")}
+    measured = {
+        name: record[name] for name in ("cells", "probes", "precision", "sampled", "edges", "recall", "curve")
+    }
     settings = plan.asked | measured
     name = fingerprint("neighbors", settings, REVISION, plan.inputs)
     output = TableVersion("neighbors", name, plan.embeddings.model)

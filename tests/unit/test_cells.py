@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from cell_samples import ids_of, make_base, oracle, people
 
-from facescale.curate.cells import choose_precision, rank_cells, train_cells
+from facescale.curate.cells import choose_precision, rank_cells, rank_of_cell, train_cells
 from facescale.curate.cells_lists import MAX_LIST, Longer, ragged_table
 from facescale.curate.cells_plan import cell_count, choose_method, floor_rate, group_rows, piece_bounds
 from facescale.curate.cells_recall import choose_probes, found_edges
@@ -113,6 +113,14 @@ def test_cells_are_ranked_by_their_centers(vectors: np.ndarray, centers: np.ndar
     assert ranked.dtype == np.uint16
 
 
+def test_the_rank_of_a_cell_is_its_place_among_all(vectors: np.ndarray, centers: np.ndarray) -> None:
+    order = rank_cells(vectors, centers, CELLS).astype(np.int64)
+    rng = np.random.default_rng(0)
+    face, place = rng.integers(0, COUNT, 5000), rng.integers(0, CELLS, 5000)
+    ranks = rank_of_cell(vectors, face, order[face, place], centers)
+    assert (ranks == place).mean() > 0.999
+
+
 def test_centers_find_what_is_there_and_are_the_same_again() -> None:
     crowds = people(600, 32, spread=0.2, each=100)
     centers = train_cells(crowds, 6, seed=3)
@@ -130,15 +138,15 @@ def test_the_method_follows_from_numbers() -> None:
     assert choose_method(10_000_000, 512, method="exact").method == "exact"
     assert choose_method(1_000_000, 512, device="cuda").method == "exact"
     plan = choose_method(1_000_000, 512)
-    assert (plan.method, plan.cells, plan.max_probes) == ("cells", 1024, 256)
-    assert plan.train_size == 65_536
+    assert (plan.method, plan.cells, plan.max_probes) == ("cells", 4096, 1024)
+    assert plan.train_size == 32 * 4096
     assert plan.scratch_bytes == 1_000_000 * (4 * 512 + 24)
     assert plan.exact_flops == 2e12 * 512
-    assert plan.flops(16) == pytest.approx(2e6 * 512 * (1024 + 16 * 1e6 / 1024))
-    assert choose_method(5_000, 64, method="cells").cells == 64
+    assert plan.flops(16) == pytest.approx(2e6 * 512 * (4096 + 16 * 1e6 / 4096))
+    assert choose_method(5_000, 64, method="cells").cells == 256
     with pytest.raises(UsageError, match="method 'ivf'"):
         choose_method(5, 64, method="ivf")
-    assert cell_count(260_000_000) == 16_384 and cell_count(1) == 1
+    assert cell_count(260_000_000) == 65_536 and cell_count(1) == 1
 
 
 def test_the_floor_leaves_room_in_a_list_for_more_than_strangers() -> None:
