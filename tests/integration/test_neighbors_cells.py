@@ -82,7 +82,7 @@ def calibrated(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.usefixtures("calibrated")
 def test_every_cell_visited_gives_the_exact_lists(lake: Lake) -> None:
     """But for those that are saturated: these are made as long as they have to be."""
-    k = 6
+    k = 8
     exact = run(lake, method="exact", k=k)
     by_pairs = read(lake)
     summary = run(lake, method="cells", nprobe=65_536, k=k)
@@ -98,7 +98,7 @@ def test_every_cell_visited_gives_the_exact_lists(lake: Lake) -> None:
         longer += len(row["neighbor_ids"]) > k
         assert len(row["neighbor_ids"]) == k or row["similarities"][-1] >= np.float32(floor)
         assert not row["saturated"]
-    assert 0 < longer < COUNT
+    assert 0 < longer
     assert summary.counters["met_self"] == summary.counters["in_lists"] == COUNT
     assert 0 < summary.counters["sample_edges"] == summary.counters["sample_edges_found"]
     assert summary.counters["pairs"] == COUNT * COUNT
