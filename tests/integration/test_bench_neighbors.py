@@ -20,11 +20,11 @@ def test_bench(tmp_path: Path) -> None:
     result = bench_neighbors(
         20_000,
         SilentReporter(),
-        dim=64,
+        dim=32,
         k=20,
         edge_recall=0.95,
-        rival_queries=300,
-        hnsw_faces=2000,
+        rival_queries=100,
+        hnsw_faces=1000,
         workers=0,
         work=str(tmp_path),
     )
