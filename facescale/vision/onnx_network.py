@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from facescale.errors import CorruptError, MismatchError, MissingExtraError, UsageError
+from facescale.models.onnx_shapes import free_input
 from facescale.models.weights import find_weights, verify
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ class OnnxNetwork:
     Threads are torch's of this process: both then keep within what the engine gave the worker. A file whose batch
     size is fixed gets its batches in pieces of that size. The card's option `layout` says how the input lies: nchw
     (the default) or nhwc.
+
+    With the option `free_input` the sizes that the file declares for its input are taken for those of an example.
 
     Args:
         card: of an ONNX file.
@@ -68,7 +71,8 @@ class OnnxNetwork:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self.device = device
         try:
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            file = free_input(path.read_bytes()) if card.options.get("free_input") else str(path)
+            self.session = onnxruntime.InferenceSession(file, options, providers=providers)
         except Exception as error:  # its own exception types share no base
             raise CorruptError(f"{path}: ONNX Runtime cannot load it: {error}") from error
         inputs = self.session.get_inputs()

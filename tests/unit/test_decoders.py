@@ -10,13 +10,15 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from onnx_samples import scrfd_network
+from onnx_samples import pooling_network, scrfd_network
 
-from facescale.errors import MismatchError, UsageError
+from facescale.errors import CorruptError, MismatchError, UsageError
 from facescale.models.card import ModelCard
+from facescale.models.onnx_shapes import free_input
 from facescale.models.registry import card
 from facescale.vision import blazeface, centerface, mtcnn, retinaface, scrfd, ultraface
 from facescale.vision.dense import MAX_CANVAS_PIXELS, Canvas, DenseDetector
+from facescale.vision.networks import load_network
 from facescale.vision.nms import greedy_nms, intersection_over_smaller
 from facescale.vision.retinaface_network import RetinaFace
 from facescale.vision.sampling import CropSource
@@ -304,3 +306,25 @@ def test_options_that_are_wrong(
         module.load(  # type: ignore[attr-defined]
             wrong, device=torch.device("cpu"), precision="fp32", min_face_px=40, max_batch_pixels=None
         )
+
+
+def test_a_file_that_declares_its_examples_size_takes_any(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fixed.onnx").write_bytes(pooling_network(32, 4, batch=10))
+    monkeypatch.setenv("FACESCALE_WEIGHTS", str(tmp_path))
+    fixed = dataclasses.replace(card("centerface"), name="fixed", file="fixed.onnx")
+    images = torch.rand(3, 3, 64, 96)
+    found = load_network(fixed, device=torch.device("cpu"))(images)["descriptor"]
+    expected = torch.nn.functional.avg_pool2d(images, 8).flatten(1)
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), atol=1e-6)
+    with pytest.raises(MismatchError, match=r"does not take a batch of shape \(10, 3, 64, 96\)"):
+        load_network(dataclasses.replace(fixed, options={}), device=torch.device("cpu"))(images)
+
+
+@pytest.mark.parametrize("cut", [3, 40, 100])
+def test_a_file_that_is_no_onnx_file_is_refused(cut: int) -> None:
+    with pytest.raises(CorruptError, match="not an ONNX file"):
+        free_input(pooling_network()[:cut])
+    with pytest.raises(CorruptError, match="not an ONNX file"):
+        free_input(b"\xff" * 50)
