@@ -18,18 +18,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from facescale.bench.cleaning_trials import Material, TrialScores, make_trial, methods, run_trial
+from facescale.bench.chosen import Models, make_lake, models_of
 from facescale.bench.photos import LABELS
 from facescale.bench.results import Goal, Result, progress, timed
 from facescale.config.clean import CleanConfig
-from facescale.config.job import JobConfig
 from facescale.curate.calibration import require_calibration
 from facescale.curate.claims import group_of
 from facescale.driver.clean import cast_rules, find_inputs, ownership_rules, read_claims, read_faces
-from facescale.errors import DataError, UsageError
+from facescale.errors import UsageError
 from facescale.evaluate.center import center_faces
 from facescale.evaluate.split import folds_of
 from facescale.lake.lake import Lake
-from facescale.pipeline import run_job
 from facescale.synth.noise import KINDS
 
 if TYPE_CHECKING:
@@ -58,10 +57,9 @@ def bench_cleaning(
     reporter: Reporter,
     *,
     lake: str | None = None,
-    embedder: str = "dlib_resnet",
+    models: Models | None = None,
     seeds: int = 5,
     min_photos: int = 4,
-    min_face_px: int = 40,
 ) -> Result:
     """Plant noise and clean it.
 
@@ -69,28 +67,32 @@ def bench_cleaning(
         source: a lake whose labels are right, or a folder of photographs with labels.csv (path, identity).
         reporter: where progress goes.
         lake: to make of the photographs, or to go on with; None for a temporary one. Not with a lake as the source.
-        embedder: calibrated.
+        models: to run over photographs; of a lake, the calibrated embedder that is used.
         seeds: trials of each kind and rate, 2 .. 10.
         min_photos: of an identity that gets a label.
-        min_face_px: smallest face.
 
     Raises:
         UsageError: no labels, or fewer than three identities with enough photographs in a fold.
     """
-    settings: dict[str, Any] = {"embedder": embedder, "seeds": seeds, "min_photos": min_photos}
+    models = models or Models()
+    settings: dict[str, Any] = {**models.settings(), "seeds": seeds, "min_photos": min_photos}
     result = Result("cleaning", settings)
     with timed(result), ExitStack() as stack:
         if (Path(source) / LABELS).is_file():
             work = stack.enter_context(tempfile.TemporaryDirectory(prefix="facescale-bench-"))
-            made = _make_lake(source, lake or str(Path(work) / "lake"), embedder, min_face_px, reporter)
+            folder = str(Path(source).absolute())
+            labels, jobs = f"{folder}/{LABELS}", ("extract", "dedup")
+            made = make_lake(folder, lake or str(Path(work) / "lake"), models, jobs, reporter, labels=labels)
         elif lake is not None:
             raise UsageError(f"{source} has no {LABELS}, and a lake needs no --lake")
         else:
             made = Lake.open(source)
-        config = CleanConfig(embedder=embedder)
+            models = models_of(made, models)
+            result.settings |= models.settings()
+        config = CleanConfig(embedder=models.embedder)
         material, fold, counts = read_material(made, config)
         result.figures["photographs"] = counts
-        calibration = require_calibration(embedder, made)
+        calibration = require_calibration(models.embedder, made)
         contenders = methods(calibration, ownership_rules(config), cast_rules(config))
         cases = [(kind, rate) for kind in KINDS for rate in (RATES if kind != "clean" else (0.0,))]
         people = {
@@ -244,20 +246,3 @@ def _percent(share: float | None) -> float | None:
 
 def _rng(kind: str, rate: float, seed: int) -> np.random.Generator:
     return np.random.default_rng([seed, zlib.crc32(kind.encode()), round(100 * rate)])
-
-
-def _make_lake(source: str, lake: str, embedder: str, min_face_px: int, reporter: Reporter) -> Lake:
-    """Extract, label and look for duplicates; what is done already is not done again."""
-    values = {
-        "src": str(Path(source).absolute()),
-        "lake": lake,
-        "extract": {"min_face_px": min_face_px, "embedder": embedder},
-        "labels": {"source": str(Path(source).absolute() / LABELS), "column": "identity"},
-        "max_failures": 1.0,
-    }
-    config = JobConfig.model_validate(values)
-    for job in ("extract", "dedup"):
-        summary = run_job(job, config, reporter)
-        if summary.exit_code:
-            raise DataError(f"{lake} is not complete (exit code {summary.exit_code}): run the command again")
-    return Lake.open(lake)

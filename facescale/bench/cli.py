@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from facescale.bench.cli_neighbors import neighbors
-from facescale.cli_options import JsonFlag, Verbose, set_up_logging
+from facescale.cli_options import DetThreshold, JsonFlag, Runtime, Verbose, WeightsDir, set_up_logging
 from facescale.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from facescale.bench.chosen import Models
     from facescale.bench.results import Result
 
 bench_app = typer.Typer(
@@ -27,6 +28,9 @@ Limit = Annotated[
     int | None, typer.Option(min=1, help="At most so many photographs, evenly spaced over the sorted list.")
 ]
 MinFacePx = Annotated[int, typer.Option("--min-face-px", help="Side of the smallest face, px.")]
+Detector = Annotated[str, typer.Option(help="Face detector, by registry name.")]
+Embedder = Annotated[str, typer.Option(help="Embedder, by registry name.")]
+CalibratedEmbedder = Annotated[str, typer.Option(help="Calibrated embedder.")]
 Work = Annotated[str | None, typer.Option(help="Folder for lakes and links; they are removed at the end.")]
 
 
@@ -171,6 +175,11 @@ def verification(
     limit_pairs: Annotated[
         int | None, typer.Option(min=2, help="At most so many pairs, and only their photographs.")
     ] = None,
+    detector: Detector = "dlib_mmod",
+    embedder: Embedder = "dlib_resnet",
+    det_threshold: DetThreshold = None,
+    runtime: Runtime = None,
+    weights_dir: WeightsDir = None,
     min_face_px: MinFacePx = 40,
     out: Out = None,
     json_output: JsonFlag = False,
@@ -193,7 +202,7 @@ def verification(
         lake=lake,
         dlib=dlib,
         limit_pairs=limit_pairs,
-        min_face_px=min_face_px,
+        models=_models(detector, embedder, min_face_px, det_threshold, runtime, weights_dir),
     )
 
 
@@ -242,7 +251,11 @@ def clusters(
     lake: Annotated[
         str | None, typer.Option(help="Lake to make of PHOTOS or go on with; default: a temporary one.")
     ] = None,
-    embedder: Annotated[str, typer.Option(help="Calibrated embedder.")] = "dlib_resnet",
+    detector: Detector = "dlib_mmod",
+    embedder: CalibratedEmbedder = "dlib_resnet",
+    det_threshold: DetThreshold = None,
+    runtime: Runtime = None,
+    weights_dir: WeightsDir = None,
     rival: Annotated[bool, typer.Option(help="Compare with the leidenalg package too.")] = True,
     rival_env: Annotated[
         str | None,
@@ -269,11 +282,10 @@ def clusters(
         json_output,
         out,
         lake=lake,
-        embedder=embedder,
+        models=_models(detector, embedder, min_face_px, det_threshold, runtime, weights_dir),
         rival=rival,
         rival_env=rival_env,
         steps=steps,
-        min_face_px=min_face_px,
     )
 
 
@@ -288,7 +300,11 @@ def cleaning(
     lake: Annotated[
         str | None, typer.Option(help="Lake to make of PHOTOS or go on with; default: a temporary one.")
     ] = None,
-    embedder: Annotated[str, typer.Option(help="Calibrated embedder.")] = "dlib_resnet",
+    detector: Detector = "dlib_mmod",
+    embedder: CalibratedEmbedder = "dlib_resnet",
+    det_threshold: DetThreshold = None,
+    runtime: Runtime = None,
+    weights_dir: WeightsDir = None,
     seeds: Annotated[int, typer.Option(min=1, max=10, help="Trials of each kind and rate of noise.")] = 5,
     min_photos: Annotated[int, typer.Option(min=2, help="Of an identity that gets a label.")] = 4,
     min_face_px: MinFacePx = 40,
@@ -309,10 +325,29 @@ def cleaning(
         json_output,
         out,
         lake=lake,
-        embedder=embedder,
+        models=_models(detector, embedder, min_face_px, det_threshold, runtime, weights_dir),
         seeds=seeds,
         min_photos=min_photos,
+    )
+
+
+def _models(
+    detector: str,
+    embedder: str,
+    min_face_px: int,
+    det_threshold: float | None,
+    runtime: str | None,
+    weights_dir: str | None,
+) -> Models:
+    from facescale.bench.chosen import Models
+
+    return Models(
+        detector=detector,
+        embedder=embedder,
         min_face_px=min_face_px,
+        det_threshold=det_threshold,
+        runtime=runtime or "auto",
+        weights_dir=weights_dir,
     )
 
 

@@ -4,7 +4,8 @@ Comes in: a folder with labels.csv and lfw_pairs.csv. Goes out: verification on 
 through the index, coverage of the detector, and what storing crops and half-precision embeddings costs.
 
 A photograph's face is the one nearest its center, as the LFW protocol has it; a photograph without a face is counted as
-wrong everywhere. Verification is L2 on raw descriptors, identification cosine, as the index has it.
+wrong everywhere. Verification on the pairs is L2 on raw descriptors for an embedder whose makers give a threshold for
+that, cosine for the others; everything else is cosine, as the index has it.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ from facescale.bench.metrics import (
     pair_distances,
     quantiles,
     share,
+    tar_at_far,
 )
+from facescale.bench.chosen import Models, make_lake
 from facescale.bench.photos import evenly, link_photos, read_labels, read_pairs
 from facescale.bench.results import Goal, Result, progress, timed
-from facescale.config.job import JobConfig
 from facescale.engine.session import usable_cpus
 from facescale.engine.worker import limit_threads
-from facescale.errors import DataError
 from facescale.imaging.decode import decode
 from facescale.index.search import Index
-from facescale.lake.lake import Lake
 from facescale.lake.parts import list_done
 from facescale.lake.stage import Guard
-from facescale.pipeline import run_job
+from facescale.models.registry import card
+from facescale.models.weights import use_weights_folder
 from facescale.sources.uris import is_remote, path_of_uri
 from facescale.vision.align import box_from_dlib, extract_chips
 from facescale.vision.embed import EmbedSettings, EmbedStage
@@ -52,9 +53,9 @@ if TYPE_CHECKING:
 
     from facescale.bench.photos import Pairs, Photo
     from facescale.driver.context import Reporter
+    from facescale.lake.lake import Lake
 
-EMBEDDER = "dlib_resnet"
-DLIB_THRESHOLD = 0.6
+_FAR = (1e-2, 1e-3, 1e-4)
 _CROP_FACES = 1000  # faces embedded again from their stored crops
 _AT_ONCE = 64
 _NEIGHBORS = (64, 2048)  # asked for first, and where those do not decide
@@ -70,8 +71,20 @@ class _Bench:
     pairs: Pairs
     faces: LakeFaces
     lake: Lake
+    models: Models
     reporter: Reporter
     result: Result
+
+    @property
+    def makers_threshold(self) -> float | None:
+        """L2 distance of raw descriptors below which the embedder's makers call two faces one person."""
+        return card(self.models.embedder, "embedder").threshold
+
+    def goal(self, what: str, key: str, value: float | None) -> None:
+        """Add a figure to the goals, where these models have one for it."""
+        limit = self.models.expected().get(key)
+        if limit is not None:
+            self.result.goals.append(Goal(what, value, limit))
 
     def of_kind(self, *kinds: str) -> tuple[list[Photo], np.ndarray]:
         """Photographs of some kinds, and their rows among the lake's images."""
@@ -92,7 +105,7 @@ def bench_verification(
     lake: str | None = None,
     dlib: str | None = None,
     limit_pairs: int | None = None,
-    min_face_px: int = 40,
+    models: Models | None = None,
 ) -> Result:
     """Extract and index the photographs, then measure.
 
@@ -103,19 +116,19 @@ def bench_verification(
         dlib: file of `facescale bench oracle --save`, for coverage by overlap with dlib's boxes.
         limit_pairs: at most so many pairs, evenly spaced, and only their photographs (links to them go to LAKE.photos);
             None for all photographs.
-        min_face_px: smallest face.
+        models: to run; None for the default ones.
 
     Raises:
         UsageError: a file or column is missing.
     """
-    source = Path(folder).absolute()
+    source, models = Path(folder).absolute(), models or Models()
     photos, pairs = read_labels(source), read_pairs(source)
     answers = None if dlib is None else AnswerFile.open(dlib)
     if limit_pairs is not None:
         pairs = pairs.take(np.array(evenly(range(len(pairs)), limit_pairs), np.int64))
         wanted = {*pairs.first, *pairs.second}
         photos = [photo for photo in photos if photo.path in wanted]
-    settings: dict[str, Any] = {"photos": len(photos), "pairs": len(pairs), "min_face_px": min_face_px}
+    settings: dict[str, Any] = {"photos": len(photos), "pairs": len(pairs), **models.settings()}
     result = Result("verification", settings)
     with timed(result), ExitStack() as stack:
         work = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="facescale-bench-")))
@@ -124,68 +137,94 @@ def bench_verification(
             # Beside a lake that stays: running the command again must find the same files.
             root = work / "photos" if lake is None or is_remote(lake) else Path(f"{lake}.photos").absolute()
             link_photos([source / photo.path for photo in photos], source, root)
-        made = _make_lake(str(root), lake or str(work / "lake"), min_face_px, reporter)
-        faces = read_faces(made, EMBEDDER)
-        bench = _Bench(root, photos, pairs, faces, made, reporter, result)
+        made = make_lake(str(root), lake or str(work / "lake"), models, ["run"], reporter)
+        faces = read_faces(made, models.embedder)
+        bench = _Bench(root, photos, pairs, faces, made, models, reporter, result)
         limit_threads(usable_cpus())
+        use_weights_folder(models.weights_dir)
         _verify_pairs(bench)
+        _accept(bench)
         _identify(bench)
         _cover(bench, answers)
         _from_crops(bench)
     return result
 
 
-def _make_lake(src: str, lake: str, min_face_px: int, reporter: Reporter) -> Lake:
-    """Extract and index; what is done already is not done again."""
-    values = {"src": src, "lake": lake, "extract": {"min_face_px": min_face_px}, "max_failures": 1.0}
-    summary = run_job("run", JobConfig.model_validate(values), reporter)
-    if summary.exit_code:
-        raise DataError(f"{lake} is not complete (exit code {summary.exit_code}): run the command again")
-    return Lake.open(lake)
-
-
 def _verify_pairs(bench: _Bench) -> None:
     """Verification from the tables, and again from float32 descriptors made anew from the photographs."""
     first, second = bench.pair_faces()
     same, fold = bench.pairs.same, bench.pairs.fold
-    stored = pair_distances(bench.faces.raw, first, second)
+    makers = bench.makers_threshold
+    stored = _distances(bench.faces.raw, first, second, makers)
     used = np.unique(np.concatenate([first, second]))
     used = used[used >= 0]
     raw = bench.faces.raw
     raw[used] = _describe_again(bench, used)
-    exact = pair_distances(raw, first, second)
+    exact = _distances(raw, first, second, makers)
     from_lake, from_pixels = folded_accuracy(stored, same, fold), folded_accuracy(exact, same, fold)
-    bench.result.goals.append(
-        Goal("verification accuracy, threshold of the other fold", from_lake.accuracy, 0.985)
-    )
-    bench.result.figures["verification"] = {
+    bench.goal("verification accuracy, threshold of the other fold", "verification", from_lake.accuracy)
+    figures: dict[str, Any] = {
+        "measure": "cosine" if makers is None else "L2 of raw descriptors",
         "pairs": len(bench.pairs),
         "pairs that lack a face, counted as wrong": int(np.isnan(stored).sum()),
         "accuracy": from_lake.accuracy,
         "accuracy, over equally good thresholds": _listed(np.array([from_lake.lowest, from_lake.highest])),
         "accuracy of each fold": _listed(from_lake.folds),
-        "threshold of each fold, from the others": _listed(from_lake.thresholds),
-        f"accuracy at dlib's own threshold {DLIB_THRESHOLD}": accuracy_at(stored, same, DLIB_THRESHOLD),
-        "mean distance, same person": _mean(stored[same]),
-        "mean distance, different people": _mean(stored[~same]),
+        "threshold of each fold, from the others": _listed(_shown(from_lake.thresholds, makers)),
     }
-    shift = np.abs(stored - exact)
+    if makers is not None:
+        figures[f"accuracy at its makers' own threshold {makers:g}"] = accuracy_at(stored, same, makers)
+    what = "cosine" if makers is None else "distance"
+    figures[f"mean {what}, same person"] = _mean(_shown(stored[same], makers))
+    figures[f"mean {what}, different people"] = _mean(_shown(stored[~same], makers))
+    bench.result.figures["verification"] = figures
+    unlike = np.linalg.norm(bench.faces.raw[used] - raw[used], axis=1) / np.linalg.norm(raw[used], axis=1)
     bench.result.figures["float16 embeddings, against float32 from the photographs"] = {
         "faces": len(used),
         "accuracy with float32": from_pixels.accuracy,
-        "largest change of a pair's distance": float(np.nanmax(shift)),
-        "pairs that change sides at 0.6": int(
-            np.sum(np.isfinite(stored) & ((stored < DLIB_THRESHOLD) != (exact < DLIB_THRESHOLD)))
+        f"largest change of a pair's {what}": float(np.nanmax(np.abs(stored - exact))),
+        "pairs that change sides of the threshold": int(
+            sum(
+                (np.isfinite(stored) & (fold == number) & ((stored < cut) != (exact < cut))).sum()
+                for number, cut in zip(np.unique(fold), from_lake.thresholds, strict=True)
+            )
         ),
-        "largest distance of a face to itself": float(
-            np.linalg.norm(bench.faces.raw[used] - raw[used], axis=1).max(initial=0.0)
-        ),
+        "largest distance of a face to itself, as a share of its length": float(unlike.max(initial=0.0)),
     }
+
+
+def _distances(raw: np.ndarray, first: np.ndarray, second: np.ndarray, makers: float | None) -> np.ndarray:
+    """Float64 [P], NaN where a face is missing: L2 of raw descriptors, or 1 - cosine where nobody gives a threshold."""
+    if makers is not None:
+        return pair_distances(raw, first, second)
+    unit = raw / np.maximum(np.linalg.norm(raw, axis=1, keepdims=True), 1e-12)
+    halved: np.ndarray = pair_distances(unit, first, second) ** 2 / 2
+    return halved
+
+
+def _shown(distances: np.ndarray, makers: float | None) -> np.ndarray:
+    """Distances as a reader knows them: L2, or cosine."""
+    return distances if makers is not None else 1 - distances
+
+
+def _accept(bench: _Bench) -> None:
+    """The share of pairs of one person accepted, at thresholds that few pairs of different people pass.
+
+    All pairs of the single-person photographs whose person is known, in the folders of the listed pairs.
+    """
+    folders = {str(Path(path).parent) for path in (*bench.pairs.first, *bench.pairs.second)}
+    photos, rows = bench.of_kind("single")
+    wanted = np.array([bool(p.identity) and str(Path(p.path).parent) in folders for p in photos], bool)
+    _, who = np.unique([photo.identity for photo in photos], return_inverse=True)
+    rates = tar_at_far(bench.faces.unit, bench.faces.center_of(rows)[wanted], who[wanted], _FAR)
+    bench.result.figures["TAR at FAR, over all pairs of photographs"] = [
+        {"FAR": far, "TAR": tar} for far, tar in zip(_FAR, rates, strict=True)
+    ]
 
 
 def _describe_again(bench: _Bench, rows: np.ndarray) -> np.ndarray:
     """Descriptors of faces, float32 [n, D], from their photographs and the landmarks in the lake."""
-    embedder = load_embedder(EMBEDDER)
+    embedder = load_embedder(bench.models.embedder, backend=bench.models.runtime)
     faces, parts = bench.faces, []
     with (
         ThreadPoolExecutor(usable_cpus()) as pool,
@@ -225,7 +264,7 @@ def _identify(bench: _Bench) -> None:
     name_of = dict(zip(ids[center[center >= 0]].tolist(), names[center >= 0].tolist(), strict=True))
     right = right_any = 0
     with progress(bench.reporter, "identify", items=int(query.sum()), unit="queries") as advance:
-        index = Index.open(bench.lake, EMBEDDER, threads=usable_cpus())
+        index = Index.open(bench.lake, bench.models.embedder, threads=usable_cpus())
         for some in np.array_split(np.flatnonzero(query), -(-int(query.sum()) // _QUERIES_AT_ONCE) or 1):
             own = ids[center[some]]
             found, found_any = _nearest_other(index, bench.faces.unit[center[some]], own, gallery)
@@ -236,7 +275,7 @@ def _identify(bench: _Bench) -> None:
             advance(len(some))
         index.close()
     total = int(asked.sum())
-    bench.result.goals.append(Goal("identification, leave-one-out top 1", share(right, total), 0.970))
+    bench.goal("identification, leave-one-out top 1", "identification", share(right, total))
     bench.result.figures["identification"] = {
         "index": index.manifest.layout.factory,
         "people with at least two photographs": int((count >= 2).sum()),
@@ -320,9 +359,11 @@ def _center_box(rects: Sequence[Sequence[int]], bench: _Bench, row: int) -> np.n
 def _from_crops(bench: _Bench) -> None:
     """Embed stored crops as the embed stage would, and compare with what extract made of the photographs."""
     images, faces, crops = (bench.lake.current(table) for table in ("images", "faces", "crops"))
-    stored = bench.lake.current("embeddings", EMBEDDER)
+    stored = bench.lake.current("embeddings", bench.models.embedder)
     assert images is not None and faces is not None and crops is not None and stored is not None
-    settings = EmbedSettings(EMBEDDER, "fp32", decode_threads=usable_cpus())
+    settings = EmbedSettings(
+        bench.models.embedder, "fp32", decode_threads=usable_cpus(), runtime=bench.models.runtime
+    )
     stage = EmbedStage(settings, bench.lake.store, faces=faces, crops=crops, output=stored)
     stage.open()
     parts = list(list_done(bench.lake.store, images).parts())

@@ -8,12 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from cluster_lakes import MODEL, PER_IMAGE, new_lake, run
-from clustered_people import partition, simulate
+from clustered_people import RULES, calibration, partition, simulate
 from index_lakes import LABELS
 
-from facescale.bench.clusters import bench_clusters
+from facescale.bench.clusters import bench_clusters, shifted
 from facescale.bench.contender import leiden, leiden_requirements
 from facescale.bench.environment import default_folder
+from facescale.bench.chosen import Models
+from facescale.curate.cluster import resolve
 from facescale.driver.context import SilentReporter
 from facescale.errors import UsageError
 from facescale.lake.ids import make_image_id
@@ -39,13 +41,16 @@ def labeled_lake(folder: Path, unit: np.ndarray, who: np.ndarray) -> Lake:
     return lake
 
 
+off_by_half = "pairwise F lost where every threshold is 0.5 deviations off, all single photographs"
+
+
 def test_a_lake_is_scored_by_its_labels_and_only_looked_at(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     unit, who = simulate([8] * 24, seed=30)
     order = rng.permutation(len(who))
     lake = labeled_lake(tmp_path / "lake", unit[order], who[order])
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "lake").rglob("*")}
-    result = bench_clusters(lake.uri, SilentReporter(), embedder=MODEL, rival=False, steps=5)
+    result = bench_clusters(lake.uri, SilentReporter(), models=Models(embedder=MODEL), rival=False, steps=5)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "lake").rglob("*")} == before
     ours, *others = result.figures["all single photographs"]
     assert (ours["method"], ours["setting"]) == ("facescale cluster", "0.1 20 10")
@@ -54,19 +59,35 @@ def test_a_lake_is_scored_by_its_labels_and_only_looked_at(tmp_path: Path) -> No
     assert max(row["F"] for row in others) == others[0]["F"]
     assert max(row["F "] for row in others) == others[1]["F "]
     assert result.figures["lake"]["single photographs"] == 96 and result.figures["lake"]["faces"] == 192
-    assert result.goal("BCubed F, all single photographs").met
+    assert result.goal("BCubed F above the best of the others, all single photographs").value > -0.01
+    assert result.settings["detector"] == "unknown"  # and so nothing is expected of these two models
+    assert not any(goal.name == "BCubed F, all single photographs" for goal in result.goals)
+    off = result.figures["with every threshold off"]
+    (right,) = [row for row in off if row["as cosine"] == 0]
+    assert (right["BCubed F"], right["pairwise F"]) == (ours["F"], ours["F "])
+    assert max(row["their pairwise F"] for row in off) == right["their pairwise F"]  # off from their best one
+    lost = right["pairwise F"] - min(row["pairwise F"] for row in off[1:-1])
+    assert result.goal(off_by_half).value == pytest.approx(lost)
     assert len(result.figures["our setting, and around it"]) == 9
+
+
+def test_a_shifted_calibration_shifts_every_threshold_of_clusters() -> None:
+    right, wrong = calibration(), shifted(calibration(), 0.05)
+    for count in (1_000, 50_000):
+        cuts, off = resolve(RULES, right, count), resolve(RULES, wrong, count)
+        assert off.link == pytest.approx(cuts.link + 0.05, abs=1e-6)
+        assert off.bound.small == pytest.approx(cuts.bound.small + 0.05, abs=1e-6)
 
 
 def test_what_cannot_be_scored_is_said(tmp_path: Path) -> None:
     lake = new_lake(tmp_path / "lake", simulate([4], seed=1)[0])
     with pytest.raises(UsageError, match=r"has no labels\.csv, and a lake needs no --lake"):
-        bench_clusters(lake.uri, SilentReporter(), lake="other", embedder=MODEL)
+        bench_clusters(lake.uri, SilentReporter(), lake="other", models=Models(embedder=MODEL))
     bare = new_lake(tmp_path / "bare", np.empty((0, 64), np.float32))
     with pytest.raises(UsageError, match="has no labels, so there is nothing to score"):
-        bench_clusters(bare.uri, SilentReporter(), embedder=MODEL)
+        bench_clusters(bare.uri, SilentReporter(), models=Models(embedder=MODEL))
     with pytest.raises(UsageError, match="no finished neighbors of simulated"):
-        bench_clusters(lake.uri, SilentReporter(), embedder=MODEL, rival=False)
+        bench_clusters(lake.uri, SilentReporter(), models=Models(embedder=MODEL), rival=False)
 
 
 def test_packages_under_the_gpl_are_no_dependencies() -> None:

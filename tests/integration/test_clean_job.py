@@ -13,6 +13,7 @@ from index_lakes import FACES, IMAGES, LABELS, make_lake, write_parts
 
 from facescale import pipeline
 from facescale.bench.cleaning import bench_cleaning
+from facescale.bench.chosen import Models
 from facescale.config.job import JobConfig
 from facescale.curate.calibration import Calibration, calibration_path, dump_calibration
 from facescale.driver.context import SilentReporter
@@ -243,7 +244,7 @@ def test_the_benchmark(tmp_path: Path) -> None:
     few, stranger = simulate(60, 3, seed=24)
     names = [f"person {number}" for number in person] + [f"stranger {number}" for number in stranger]
     lake = build(tmp_path / "lake", np.concatenate([vectors, few]), names)
-    result = bench_cleaning(lake.uri, SilentReporter(), embedder=MODEL, seeds=2)
+    result = bench_cleaning(lake.uri, SilentReporter(), models=Models(embedder=MODEL), seeds=2)
     assert result.figures["photographs"] == {
         "with a label": 660,
         "with several": 0,
@@ -266,4 +267,4 @@ def test_the_benchmark(tmp_path: Path) -> None:
         0.1,
     }
     with pytest.raises(UsageError, match=r"has no labels.csv, and a lake needs no --lake"):
-        bench_cleaning(lake.uri, SilentReporter(), lake=str(tmp_path / "other"), embedder=MODEL)
+        bench_cleaning(lake.uri, SilentReporter(), lake=str(tmp_path / "other"), models=Models(embedder=MODEL))
