@@ -28,6 +28,7 @@ from facescale.bench.chosen import Models, make_lake, models_of
 from facescale.bench.photos import LABELS, read_labels
 from facescale.bench.results import Goal, Result, progress, timed
 from facescale.config.cluster import ClusterConfig
+from facescale.curate.calibration import DRIFT_BOUND
 from facescale.curate.cluster_copies import inherit
 from facescale.curate.cluster_fit import UNASSIGNED
 from facescale.curate.duplicates import representatives
@@ -60,8 +61,8 @@ _LOOSEST_FMR, _STRICTEST_FMR = 1e-1, 1e-6
 _EVERYBODY = "all single photographs"
 _SHIFTS = (-1.0, -0.5, -0.25, 0.0, 0.25, 0.5, 1.0)
 _SHIFT_STEPS = 65
-_NEAR, _CLIFF = 0.5, 0.02
-"""So much pairwise F may be lost where thresholds are so many deviations off, in either direction."""
+_CLIFF = 0.05
+"""Pairwise F that may be lost where thresholds are off by as much as a lake's drift may be without a warning."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -380,9 +381,9 @@ def _add_shifted(result: Result, people: People, ground: _Ground, embedder: str)
         )
     result.figures["with every threshold off"] = rows
     own = next(row for row in rows if row["thresholds off by, deviations"] == 0)["pairwise F"]
-    near = [row["pairwise F"] for row in rows if abs(row["thresholds off by, deviations"]) <= _NEAR]
+    near = [row["pairwise F"] for row in rows if abs(row["thresholds off by, deviations"]) <= DRIFT_BOUND]
     lost = max(own - value for value in near)
-    what = f"pairwise F lost where every threshold is {_NEAR:g} deviations off, all single photographs"
+    what = f"pairwise F lost where every threshold is {DRIFT_BOUND:g} deviations off, all single photographs"
     result.goals.append(Goal(what, lost, at_most=_CLIFF))
 
 

@@ -35,8 +35,11 @@ from facescale.bench.metrics import (
 from facescale.bench.chosen import Models, make_lake
 from facescale.bench.photos import evenly, link_photos, read_labels, read_pairs
 from facescale.bench.results import Goal, Result, progress, timed
+from facescale.curate.calibration import load_calibration
+from facescale.driver.neighbors import is_calibrated
 from facescale.engine.session import usable_cpus
 from facescale.engine.worker import limit_threads
+from facescale.evaluate.split import folds_of
 from facescale.imaging.decode import decode
 from facescale.index.search import Index
 from facescale.lake.parts import list_done
@@ -178,6 +181,8 @@ def _verify_pairs(bench: _Bench) -> None:
     figures[f"mean {what}, same person"] = _mean(_shown(stored[same], makers))
     figures[f"mean {what}, different people"] = _mean(_shown(stored[~same], makers))
     bench.result.figures["verification"] = figures
+    cosine = 1 - _distances(bench.faces.raw, first, second, None)
+    _verify_at_calibration(bench, cosine)
     unlike = np.linalg.norm(bench.faces.raw[used] - raw[used], axis=1) / np.linalg.norm(raw[used], axis=1)
     bench.result.figures["float16 embeddings, against float32 from the photographs"] = {
         "faces": len(used),
@@ -191,6 +196,32 @@ def _verify_pairs(bench: _Bench) -> None:
         ),
         "largest distance of a face to itself, as a share of its length": float(unlike.max(initial=0.0)),
     }
+
+
+def _verify_at_calibration(bench: _Bench, cosine: np.ndarray) -> None:
+    """Accuracy at thresholds of the embedder's calibration, where it has one; no pair chooses them."""
+    if not is_calibrated(bench.models.embedder, bench.lake):
+        return
+    calibration = load_calibration(bench.models.embedder, bench.lake)
+    name_of = {photo.path: photo.identity for photo in bench.photos}
+    sides = [
+        folds_of([name_of.get(path, "") for path in side]) for side in (bench.pairs.first, bench.pairs.second)
+    ]
+    others = (sides[0] == 1) & (sides[1] == 1)
+    rows = []
+    for rate in _FAR:
+        threshold = calibration.pairs.similarity_at(rate)
+        right = np.isfinite(cosine) & ((cosine >= threshold) == bench.pairs.same)
+        rows.append(
+            {
+                "false-match rate": rate,
+                "cosine": round(threshold, 4),
+                "accuracy": float(right.mean()),
+                "accuracy, both people of fold 1": float(right[others].mean()) if others.any() else None,
+                "pairs of those": int(others.sum()),
+            }
+        )
+    bench.result.figures["verification at the calibrated threshold of a false-match rate"] = rows
 
 
 def _distances(raw: np.ndarray, first: np.ndarray, second: np.ndarray, makers: float | None) -> np.ndarray:

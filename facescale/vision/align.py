@@ -165,6 +165,10 @@ TEMPLATES = {
 }
 
 
+_LEAST_SCALE = 1e-6
+"""Chip pixels for one of the image: no photograph is a million times as large as a chip."""
+
+
 def chip_template(name: str) -> Template:
     """The template called `name`; UsageError when there is none."""
     if name not in TEMPLATES:
@@ -236,6 +240,30 @@ def similarity(source: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.n
     return turn, shift
 
 
+def placement(target: Template, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where a template's chips lie in their images: the similarity from chip to image, pixels from center to center.
+
+    A face that is turned away does not fit, and then it matters where the error is least: dlib measures it in the
+    image, ArcFace and what follows it in the chip, which shows more of such a face. Networks were trained on either.
+
+    Args:
+        target: the template.
+        points: [N, K, 2] landmarks, px of the image.
+
+    Returns:
+        turn, shift: complex128 [N], as of `similarity`.
+    """
+    chip, image = points_to_dlib(target.points), points_to_dlib(points)
+    turn, shift = similarity(chip, image)
+    if target.like_dlib:
+        return turn, shift
+    into, moved = similarity(image, np.broadcast_to(chip, image.shape))
+    # Landmarks in one spot, or as if mirrored about it, have no such fit: those chips show what the other one shows.
+    fits = np.abs(into) > _LEAST_SCALE
+    into = np.where(fits, into, 1)
+    return np.where(fits, 1 / into, turn), np.where(fits, -moved / into, shift)
+
+
 def extract_chips(
     images: Sequence[np.ndarray],
     landmarks: Sequence[np.ndarray],
@@ -299,7 +327,7 @@ def _plan(
     points = np.concatenate([_checked(p, len(target.points), target.scheme) for p in landmarks if len(p)])
     owner = np.repeat(np.arange(len(images)), [len(points) for points in landmarks])
     shapes = np.array([image.shape[:2] for image in images])[owner]
-    turn, shift = similarity(points_to_dlib(target.points), points_to_dlib(points))
+    turn, shift = placement(target, points)
     plan = warp.plan_like_dlib if target.like_dlib else warp.plan
     return owner, plan(turn, shift, target.size, shapes)
 

@@ -267,4 +267,6 @@ def test_the_benchmark(tmp_path: Path) -> None:
         0.1,
     }
     with pytest.raises(UsageError, match=r"has no labels.csv, and a lake needs no --lake"):
-        bench_cleaning(lake.uri, SilentReporter(), lake=str(tmp_path / "other"), models=Models(embedder=MODEL))
+        bench_cleaning(
+            lake.uri, SilentReporter(), lake=str(tmp_path / "other"), models=Models(embedder=MODEL)
+        )

@@ -85,6 +85,29 @@ def test_similarity_ignores_a_degenerate_side() -> None:
     assert turn[0] == 0
 
 
+def test_chips_for_arcface_lie_where_the_error_in_the_chip_is_least() -> None:
+    """As ArcFace's own alignment: landmarks onto the template by least squares, here by numpy's solver."""
+    rng = np.random.default_rng(3)
+    target = align.chip_template("arcface_112")
+    # Faces turned away: squeezed across, so that no similarity fits.
+    squeezed = (target.points - 56) * [0.4, 1.0] + 56
+    faces = 1.7 * squeezed + rng.normal(0, 3, (20, 5, 2)) + [30, 80]
+    turn, shift = align.placement(target, faces)
+    for points, scale, moved in zip(faces - 0.5, turn, shift, strict=True):
+        x, y = points.T
+        rows = np.concatenate(
+            [np.stack([x, -y, np.ones(5), np.zeros(5)], 1), np.stack([y, x, np.zeros(5), np.ones(5)], 1)]
+        )
+        goal = (target.points - 0.5).T.ravel()
+        a, b, right, down = np.linalg.lstsq(rows, goal, rcond=None)[0]
+        middle = 55.5 + 55.5j
+        in_image = scale * middle + moved
+        assert (a + 1j * b) * in_image + right + 1j * down == pytest.approx(middle, abs=1e-6)
+        assert (a + 1j * b) * scale == pytest.approx(1, abs=1e-9)
+    shown, _ = align.similarity(target.points, faces)
+    assert (np.abs(turn) > 1.05 * np.abs(shown)).all()  # more of the face than a fit in the image would show
+
+
 @pytest.mark.parametrize("scale", [0.05, 0.4, 0.99])
 @pytest.mark.parametrize("degrees", [0, 17, -120])
 @pytest.mark.parametrize("center", [(90, 80), (5, 150), (160, 1)])
