@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _DEFAULT = ExtractConfig()
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Models:
     """The settings of `facescale run` that say which models it runs, and how.
 
@@ -33,7 +33,7 @@ class Models:
         embedder: registry name.
         min_face_px: smallest face.
         det_threshold: in place of the one on the detector's card.
-        runtime: "auto", "torch" or "onnx".
+        runtime: "torch" or "onnx"; None for what the card names first.
         weights_dir: folder of weights.
     """
 
@@ -41,7 +41,7 @@ class Models:
     embedder: str = _DEFAULT.embedder
     min_face_px: int = _DEFAULT.min_face_px
     det_threshold: float | None = None
-    runtime: str = _DEFAULT.runtime
+    runtime: str | None = None
     weights_dir: str | None = None
 
     def settings(self) -> dict[str, Any]:
@@ -53,7 +53,7 @@ class Models:
             "det_threshold": self.det_threshold,
             "runtime": self.runtime,
         }
-        return {name: value for name, value in named.items() if value not in (None, "auto")}
+        return {name: value for name, value in named.items() if value is not None}
 
     def expected(self) -> Mapping[str, float]:
         """What these two models must reach on the photographs that the goals were set on; empty for others."""

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from facescale.bench.cleaning_trials import Material, TrialScores, make_trial, methods, run_trial
 from facescale.bench.chosen import Models, make_lake, models_of
+from facescale.bench.cleaning_trials import Material, TrialScores, make_trial, methods, run_trial
 from facescale.bench.photos import LABELS
 from facescale.bench.results import Goal, Result, progress, timed
 from facescale.config.clean import CleanConfig

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
+from facescale.bench.chosen import Models, make_lake, models_of
 from facescale.bench.contender import leiden
 from facescale.bench.environment import default_folder
 from facescale.bench.lake_faces import read_faces
-from facescale.bench.chosen import Models, make_lake, models_of
 from facescale.bench.photos import LABELS, read_labels
 from facescale.bench.results import Goal, Result, progress, timed
 from facescale.config.cluster import ClusterConfig

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from facescale.bench.chosen import Models, make_lake
 from facescale.bench.dlib_oracle import AnswerFile
 from facescale.bench.lake_faces import LakeFaces, read_faces
 from facescale.bench.metrics import (
@@ -32,7 +33,6 @@ from facescale.bench.metrics import (
     share,
     tar_at_far,
 )
-from facescale.bench.chosen import Models, make_lake
 from facescale.bench.photos import evenly, link_photos, read_labels, read_pairs
 from facescale.bench.results import Goal, Result, progress, timed
 from facescale.curate.calibration import load_calibration
@@ -255,7 +255,7 @@ def _accept(bench: _Bench) -> None:
 
 def _describe_again(bench: _Bench, rows: np.ndarray) -> np.ndarray:
     """Descriptors of faces, float32 [n, D], from their photographs and the landmarks in the lake."""
-    embedder = load_embedder(bench.models.embedder, backend=bench.models.runtime)
+    embedder = load_embedder(bench.models.embedder, backend=bench.models.runtime or "auto")
     faces, parts = bench.faces, []
     with (
         ThreadPoolExecutor(usable_cpus()) as pool,
@@ -393,7 +393,7 @@ def _from_crops(bench: _Bench) -> None:
     stored = bench.lake.current("embeddings", bench.models.embedder)
     assert images is not None and faces is not None and crops is not None and stored is not None
     settings = EmbedSettings(
-        bench.models.embedder, "fp32", decode_threads=usable_cpus(), runtime=bench.models.runtime
+        bench.models.embedder, "fp32", decode_threads=usable_cpus(), runtime=bench.models.runtime or "auto"
     )
     stage = EmbedStage(settings, bench.lake.store, faces=faces, crops=crops, output=stored)
     stage.open()

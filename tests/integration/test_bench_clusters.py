@@ -11,10 +11,10 @@ from cluster_lakes import MODEL, PER_IMAGE, new_lake, run
 from clustered_people import RULES, calibration, partition, simulate
 from index_lakes import LABELS
 
+from facescale.bench.chosen import Models
 from facescale.bench.clusters import bench_clusters, shifted
 from facescale.bench.contender import leiden, leiden_requirements
 from facescale.bench.environment import default_folder
-from facescale.bench.chosen import Models
 from facescale.curate.cluster import resolve
 from facescale.driver.context import SilentReporter
 from facescale.errors import UsageError

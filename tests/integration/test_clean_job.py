@@ -12,8 +12,8 @@ from cleaning_samples import calibration, simulate, unit
 from index_lakes import FACES, IMAGES, LABELS, make_lake, write_parts
 
 from facescale import pipeline
-from facescale.bench.cleaning import bench_cleaning
 from facescale.bench.chosen import Models
+from facescale.bench.cleaning import bench_cleaning
 from facescale.config.job import JobConfig
 from facescale.curate.calibration import Calibration, calibration_path, dump_calibration
 from facescale.driver.context import SilentReporter

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from facescale.bench.chosen import Models
 from facescale.bench.dlib_oracle import AnswerFile, DlibAnswer
 from facescale.bench.lake_faces import LakeFaces, read_faces
-from facescale.bench.chosen import Models
 from facescale.bench.photos import find_photos, read_pairs
 from facescale.bench.results import Result
 from facescale.bench.verification import bench_verification
