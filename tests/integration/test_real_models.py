@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,16 @@ import pytest
 
 import facescale
 from facescale.config.job import JobConfig
+from facescale.driver.lake_chips import sample_chips
+from facescale.driver.quantize import quantize_model
 from facescale.errors import MismatchError, UsageError
 from facescale.lake.ids import image_id_of
 from facescale.lake.lake import Lake
+from facescale.models import registry
 from facescale.models.registry import card, choose_scheme
 from facescale.pipeline import run_job
+from facescale.vision.quantize import quantize_onnx
+from facescale.vision.registry import load_embedder
 
 PAIR = {"detector": "yunet_n", "embedder": "mobilefacenet"}
 
@@ -121,6 +127,29 @@ def test_mirrored_faces_make_another_version_and_queries_follow_it(
     with facescale.Searcher.open(copy, embedder="mobilefacenet", threads=1) as searcher:
         best = searcher.search_files([photo], k=1).rows()[0]
     assert best.uri.endswith(photo.name) and best.similarity > 0.995
+
+
+def test_an_embedder_in_8_bit_integers_is_a_model_of_ones_own(
+    lake: str, shared_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnx")
+    monkeypatch.setenv("FACESCALE_WEIGHTS", str(shared_root / "models"))
+    monkeypatch.setenv("FACESCALE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FACESCALE_CARDS", str(tmp_path / "cards"))
+    monkeypatch.setattr(registry, "_registered", cache(registry._registered.__wrapped__))
+    made = quantize_model("mobilefacenet", lake, faces=24)
+    whole = card("mobilefacenet").size_bytes or 0
+    assert made.card.name == "mobilefacenet_int8" and (made.card.size_bytes or whole) < whole / 2
+    assert made.card.sha256 != card("mobilefacenet").sha256 and not made.card.accuracy
+    chips = sample_chips(Lake.open(lake), made.card, 24)
+    exact, coarse = (load_embedder(name).embed(chips) for name in ("mobilefacenet", "mobilefacenet_int8"))
+    lengths = np.linalg.norm(exact, axis=1) * np.linalg.norm(coarse, axis=1)
+    cosine = (exact * coarse).sum(axis=1) / lengths
+    assert 0.9 < cosine.min() and 0.97 < cosine.mean() < 0.99999
+    with pytest.raises(UsageError, match="dlib_resnet' has no ONNX file"):
+        quantize_onnx(card("dlib_resnet"), chips, tmp_path / "x.onnx")
+    with pytest.raises(UsageError, match="no faces to calibrate with"):
+        quantize_onnx(card("mobilefacenet"), chips[:0], tmp_path / "x.onnx")
 
 
 def test_an_embedder_for_other_landmarks_is_refused_with_the_remedy(lake: str) -> None:
