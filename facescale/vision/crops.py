@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from facescale.errors import CorruptError, DataError
-from facescale.vision.align import extract_chips, eye_centers
+from facescale.vision.align import TEMPLATES, extract_chips, eye_centers, similarity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,8 @@ REACH = 2.25
 JPEG_QUALITY = 90
 """With colors at half resolution this is 8.5 kB a crop on LFW. Between dlib_resnet's embeddings of stored crop and
 source pixels the cosine is 0.9996 in the median (1st percentile 0.9986); 95 costs 38 % more for 0.9998."""
+PROFILE = 1.15
+"""Of a thousand faces of photographs 38 are so much larger by all of ArcFace's landmarks than by their eyes."""
 _MIN_EYES_PX = 1.0  # landmarks of tiny faces may coincide
 
 
@@ -52,9 +54,11 @@ def wide_crops(
 ) -> tuple[list[np.ndarray], np.ndarray]:
     """Cut the view of each face that the lake keeps.
 
-    The eyes are level and their midpoint is the crop's center; each edge is at least 2.2 inter-eye distances
-    away from it. A crop is never enlarged; of large faces it is reduced to MAX_SIDE_PX, each of its pixels the
-    mean of what it covers. Outside the image it is black: mirrored or repeated pixels would look like a face.
+    The eyes are level and their midpoint is the crop's center; each edge is at least 2.2 inter-eye distances away from
+    it. In profile the eyes coincide and tell neither size nor turn: where all landmarks together say that the face is
+    larger by PROFILE, they do (see `_axis`). A crop is never enlarged; of large faces it is reduced to MAX_SIDE_PX, each
+    of its pixels the mean of what it covers. Outside the image it is black: mirrored or repeated pixels would look like a
+    face.
 
     Args:
         image: uint8 [H, W, 3] RGB.
@@ -67,7 +71,7 @@ def wide_crops(
         matrices: float64 [n, 2, 3], px of the image → px of the crop, both with pixel centers at .5.
     """
     left, right = eye_centers(landmarks, scheme)
-    axis = right - left
+    axis = _axis(left, right, landmarks, scheme)
     eyes_px = np.hypot(axis[:, 0], axis[:, 1])
     cos, sin = np.where(eyes_px[:, None] > 0, axis / np.maximum(eyes_px, 1e-9)[:, None], (1.0, 0.0)).T
     wanted_px = 2 * REACH * np.maximum(eyes_px, _MIN_EYES_PX)
@@ -130,6 +134,23 @@ def decode_jpeg(data: bytes) -> np.ndarray:
         )
     rgb: np.ndarray = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
     return rgb
+
+
+def _axis(left: np.ndarray, right: np.ndarray, landmarks: np.ndarray, scheme: str) -> np.ndarray:
+    """From the left eye to the right one, float64 [n, 2] px; in profile where a frontal face would have them.
+
+    That is the similarity that fits the landmarks best to a template of their scheme, where there is one.
+    """
+    axis: np.ndarray = right - left
+    template = next((template for template in TEMPLATES.values() if template.scheme == scheme), None)
+    if template is None or not len(landmarks):
+        return axis
+    turn, _ = similarity(template.points, landmarks)
+    eyes = [center[0] for center in eye_centers(template.points[None], scheme)]
+    across, down = eyes[1] - eyes[0]
+    fitted = turn * (across + 1j * down)
+    is_profile = np.abs(fitted) > PROFILE * np.hypot(axis[:, 0], axis[:, 1])
+    return np.where(is_profile[:, None], np.stack([fitted.real, fitted.imag], axis=1), axis)
 
 
 def _cut(job: tuple[np.ndarray, np.ndarray, int]) -> np.ndarray:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-REVISION = 1
+REVISION = 2
 """Raised whenever the tables of extract change for the same input and settings."""
 
 CUT_AT_ONCE = 64

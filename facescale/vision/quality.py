@@ -183,7 +183,7 @@ def _measure(faces: FaceViews) -> np.ndarray:
 def _luminance(crop: np.ndarray) -> np.ndarray:
     """The window of one face's chip: float32 [H, W], luma of ITU-R BT.601, 0..255."""
     luma = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY)
-    # A crop is 2 REACH inter-eye distances wide, so its whole is the chip.
+    # A crop is 2 REACH inter-eye distances wide (in profile those of a frontal face), so its whole is the chip.
     how = cv2.INTER_AREA if len(luma) > _SIDE_PX else cv2.INTER_CUBIC
     chip = cv2.resize(luma, (_SIDE_PX, _SIDE_PX), interpolation=how)
     window: np.ndarray = chip[_ROWS, _COLUMNS].astype(np.float32)

@@ -161,3 +161,17 @@ def test_jpeg_keeps_colors_in_order() -> None:
 def test_a_damaged_crop_is_refused(data: bytes) -> None:
     with pytest.raises(CorruptError, match="lake verify"):
         crops.decode_jpeg(data)
+
+
+@pytest.mark.parametrize("turn_deg", [0, 30, 180])
+def test_a_face_in_profile_is_whole_in_its_crop(turn_deg: float) -> None:
+    """Its eyes are 4 px apart in a face of 130 px: by them alone the crop would be 18 px wide."""
+    image = _smooth(400, 400)
+    points = np.array([(0.0, -46.0), (4.0, -46.0), (-22.0, -18.0), (-6.0, 8.0), (0.0, 8.0)])
+    angle = np.radians(turn_deg)
+    landmarks = points @ np.array([(np.cos(angle), np.sin(angle)), (-np.sin(angle), np.cos(angle))]) + 200
+    cut, matrices = crops.wide_crops(image, landmarks[None], "arcface5")
+    direct = extract_chips([image], [landmarks[None]], "arcface_112").astype(float)
+    stored = crops.chips_from_crops(cut, matrices, landmarks[None], "arcface_112").astype(float)
+    assert np.abs(direct - stored).mean() < 4
+    assert (stored.max(axis=-1) == 0).mean() < 0.01  # nothing of it lies outside the crop
