@@ -55,10 +55,10 @@ def wide_crops(
     """Cut the view of each face that the lake keeps.
 
     The eyes are level and their midpoint is the crop's center; each edge is at least 2.2 inter-eye distances away from
-    it. In profile the eyes coincide and tell neither size nor turn: where all landmarks together say that the face is
-    larger by PROFILE, they do (see `_axis`). A crop is never enlarged; of large faces it is reduced to MAX_SIDE_PX, each
-    of its pixels the mean of what it covers. Outside the image it is black: mirrored or repeated pixels would look like a
-    face.
+    it. In profile the eyes coincide and tell neither size nor turn: where all landmarks together say that the face
+    is larger by PROFILE, they do (see `_axis`). A crop is never enlarged; of large faces it is reduced to
+    MAX_SIDE_PX, each of its pixels the mean of what it covers. Outside the image it is black: mirrored or repeated
+    pixels would look like a face.
 
     Args:
         image: uint8 [H, W, 3] RGB.
