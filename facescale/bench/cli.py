@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from facescale.bench.cli_neighbors import neighbors
 from facescale.cli_options import DetThreshold, JsonFlag, Runtime, Verbose, WeightsDir, set_up_logging
 from facescale.errors import UsageError
 
@@ -328,6 +329,97 @@ def cleaning(
         seeds=seeds,
         min_photos=min_photos,
     )
+
+
+@bench_app.command("partial-fc")
+def partial_fc(
+    classes: Annotated[
+        list[int] | None,
+        typer.Option(min=2, help="Number of classes; repeatable. Default: 200,000 and 1,000,000."),
+    ] = None,
+    rate: Annotated[
+        list[float] | None,
+        typer.Option(help="Share of classes that takes part; repeatable. Default: 0.1 and 1."),
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Faces of a step.")] = 128,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    steps: Annotated[int, typer.Option(min=1, help="Timed in each process.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Processes of each contender.")] = 3,
+    out: Out = None,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Partial FC's head alone, forward, backward and update, beside the two public ways to do it.
+
+    A million classes take 4 GiB for centers and momentum, and the others up to three times that.
+    """
+    from facescale.bench.partial_fc import bench_partial_fc
+    from facescale.bench.results import publish
+    from facescale.console import make_console
+
+    set_up_logging(verbose)
+    console, reporter = make_console(json_output=json_output)
+    result = bench_partial_fc(
+        reporter,
+        classes=classes or (200_000, 1_000_000),
+        rates=rate or (0.1, 1.0),
+        batch=batch,
+        device=device,
+        steps=steps,
+        rounds=rounds,
+    )
+    publish(console, result, json_output=json_output, out=out)
+
+
+@bench_app.command()
+def models(
+    photos: Photos,
+    lakes: Annotated[
+        str | None,
+        typer.Option(help="Folder for the lakes and rows, kept for the next run; default: a temporary one."),
+    ] = None,
+    detector: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+    embedder: Annotated[list[str] | None, typer.Option(help="Only this one; may be repeated.")] = None,
+    limit_pairs: Annotated[
+        int | None, typer.Option(min=2, help="At most so many pairs, and few other photographs.")
+    ] = None,
+    min_face_px: MinFacePx = 40,
+    workers: Annotated[int | None, typer.Option(min=0, help="Of extract; default: one a core.")] = None,
+    weights_dir: Annotated[
+        str | None, typer.Option(help="Folder with weights, searched before FACESCALE_WEIGHTS.")
+    ] = None,
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="Also models that are not for commercial use.")
+    ] = False,
+    out: Out = None,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Every detector and embedder whose weights are here, through the main job: faces found, people told apart, speed.
+
+    PHOTOS holds labels.csv and lfw_pairs.csv, as for `bench verification`. An interrupted run with --lakes goes on
+    where it was; speeds are those of the run that made the row.
+    """
+    from facescale.bench.models import bench_models
+
+    set_up_logging(verbose)
+    _run(
+        bench_models,
+        photos,
+        json_output,
+        out,
+        lakes=lakes,
+        detectors=detector,
+        embedders=embedder,
+        limit_pairs=limit_pairs,
+        min_face_px=min_face_px,
+        workers=workers,
+        weights_dir=weights_dir,
+        accept_license=accept_license,
+    )
+
+
+bench_app.command()(neighbors)
 
 
 def _models(*named: Any) -> Models:
