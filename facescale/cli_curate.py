@@ -127,7 +127,7 @@ def evaluate_clusters(
     fold: TruthFold = "all",
     json_output: JsonFlag = False,
 ) -> None:
-    """BCubed and pairwise scores of the clusters, over the faces whose identity the truth gives."""
+    """BCubed, pairwise, NMI and ARI of the clusters, over the faces whose identity the truth gives, and by quality."""
     from facescale import console
     from facescale.driver.evaluate import evaluate_clusters as evaluate
 
@@ -140,6 +140,10 @@ def evaluate_clusters(
         return
     for name, scores in result.scores.items():
         console.print_mapping(out, name, scores)
+    if result.by_quality:
+        rows = [(name, *scores.values()) for name, scores in result.by_quality.items()]
+        columns = ["quality", *next(iter(result.by_quality.values()))]
+        console.print_table(out, columns, rows, title="all identities, by quality of the face")
     console.print_mapping(out, "faces", result.counts)
 
 

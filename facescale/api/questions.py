@@ -138,7 +138,7 @@ def evaluate_clusters(
     embedder: str = "dlib_resnet",
     fold: int | None = None,
 ) -> Evaluation:
-    """BCubed and pairwise scores of the clusters, over the faces whose identity the truth gives.
+    """BCubed, pairwise, NMI and ARI of the clusters, over faces whose identity the truth gives, and by quality.
 
     Args:
         lake: the lake.

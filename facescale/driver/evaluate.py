@@ -7,7 +7,7 @@ center is meant. Faces that it does not name are not scored.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,10 +19,12 @@ import pyarrow.parquet as pq
 from facescale.errors import DataError, UsageError
 from facescale.evaluate.center import center_faces
 from facescale.evaluate.cleaning import NOBODY, score_cleaning
-from facescale.evaluate.clusters import UNASSIGNED, images_sharing_a_cluster, score_clusters
+from facescale.evaluate.clusters import UNASSIGNED, images_sharing_a_cluster, score_bins, score_pairs
+from facescale.evaluate.contingency import Contingency
 from facescale.evaluate.split import folds_of
 from facescale.lake.ids import image_id_of
 from facescale.lake.lake import Lake
+from facescale.lake.parts import list_done
 from facescale.lake.scan import scan
 from facescale.sources.containers import open_container
 from facescale.sources.labels import LabelSpec, label_rows
@@ -34,9 +36,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from facescale.lake.parts import TableVersion
+    from facescale.lake.parts import PartKey, TableVersion
 
 _IDS = ("face_id", "image_id")
+QUALITY_STEP = 0.2
+QUALITY_BINS = ("0.0 to 0.2", "0.2 to 0.4", "0.4 to 0.6", "0.6 to 0.8", "0.8 to 1.0", "unknown")
+"""Ranges of faces.quality that clusters are scored by."""
 _LABELED = ("keep", "relabel", "merge")
 
 
@@ -59,40 +64,85 @@ class Truth:
 
 @dataclass
 class Evaluation:
-    """Scores by name of the selection, and how many faces they rest on."""
+    """Scores by name of the selection, and how many faces they rest on.
+
+    Attributes:
+        scores: by name of the selection, then of the measure.
+        counts: faces scored, and left out by reason.
+        version: folder of what was scored.
+        by_quality: of clusters: by range of faces.quality, fields of facescale.evaluate.clusters.BinScores; only
+            ranges in which there are faces.
+    """
 
     scores: dict[str, dict[str, Any]]
     counts: dict[str, int]
     version: str
+    by_quality: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def evaluate_clusters(lake_uri: str, truth: Truth, *, embedder: str) -> Evaluation:
-    """Score the current clusters, over all identities and over those with two or more photographs.
+    """Score the current clusters, over all identities and over those with two or more photographs, and by quality.
+
+    Clusters stream by part; held are the truth (the text of its columns, 16 bytes a face) and a count for each identity
+    in each cluster (facescale.evaluate.contingency).
 
     Raises:
         UsageError: no lake, no clusters, a truth that cannot be read or names no face of the lake.
     """
     lake = Lake.open(lake_uri)
     version = _current(lake, "clusters", embedder, "cluster")
-    known, names, counts = read_truth(lake, truth)
-    ids, clusters, images = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    for table in scan(lake, version, columns=["face_id", "cluster_id"]):
+    known, codes, _, counts = read_truth(lake, truth)
+    faces, gone = lake.current("faces"), lake.superseded()
+    counted = Contingency(len(QUALITY_BINS))
+    met = shared = 0
+    for part in list_done(lake.store, version).parts():
+        columns = ["face_id", "cluster_id"]
+        tables = list(scan(lake, version, columns=columns, parts=[part], drop_superseded=gone))
+        if not tables:
+            continue
+        table = pa.concat_tables(tables)
         face_ids = table["face_id"].to_numpy()
-        ids.append(face_ids)
-        clusters.append(table["cluster_id"].fill_null(UNASSIGNED).to_numpy())
-        images.append(image_id_of(face_ids))
-    face_ids, cluster_ids = np.concatenate(ids), np.concatenate(clusters)
-    at, there = _rows_of(face_ids, known)
-    counts["faces_not_in_the_table"] = int((~there).sum())
-    counts["images_with_two_faces_in_one_cluster"] = images_sharing_a_cluster(
-        np.concatenate(images), cluster_ids
-    )
-    found, named = cluster_ids[at[there]], names[there].astype(str)
-    scores = {"all identities": dataclasses.asdict(score_clusters(named, found))}
-    if np.unique(named, return_counts=True)[1].max() > 1:
-        restricted = score_clusters(named, found, min_photos=2)
+        cluster = table["cluster_id"].fill_null(UNASSIGNED).to_numpy()
+        shared += images_sharing_a_cluster(image_id_of(face_ids), cluster)
+        at, there = _rows_in_sorted(known, face_ids)
+        met += int(there.sum())
+        bins = _quality_bins(lake, faces, part, face_ids[there], gone)
+        counted.add(codes[at[there]], cluster[there], bins)
+    counts["faces_not_in_the_table"] = len(known) - met
+    counts["images_with_two_faces_in_one_cluster"] = shared
+    pairs = counted.pairs()
+    whole = score_pairs(pairs)
+    scores = {"all identities": dataclasses.asdict(whole)}
+    if whole.items > whole.identities:
+        restricted = score_pairs(pairs, min_photos=2)
         scores["identities with two or more photographs"] = dataclasses.asdict(restricted)
-    return Evaluation(scores, counts, version.folder)
+    by_quality = {
+        name: dataclasses.asdict(found)
+        for name, found in zip(QUALITY_BINS, score_bins(pairs), strict=True)
+        if found is not None
+    }
+    return Evaluation(scores, counts, version.folder, by_quality)
+
+
+def _quality_bins(
+    lake: Lake,
+    faces: TableVersion | None,
+    part: PartKey,
+    face_ids: NDArray[np.int64],
+    gone: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """Index of QUALITY_BINS of faces of a part, int64 [N]."""
+    bins = np.full(len(face_ids), len(QUALITY_BINS) - 1)
+    if faces is None:
+        return bins
+    for table in scan(lake, faces, columns=["face_id", "quality"], parts=[part], drop_superseded=gone):
+        at, there = _rows_in_sorted(table["face_id"].to_numpy(), face_ids)
+        quality = table["quality"].to_numpy().astype(np.float64)
+        quality = quality[at[there]] if len(quality) else np.empty(0)
+        known = np.isfinite(quality)
+        place = np.where(known, np.minimum(np.nan_to_num(quality) / QUALITY_STEP, len(QUALITY_BINS) - 2), -1)
+        bins[np.flatnonzero(there)[known]] = place[known].astype(np.int64)
+    return bins
 
 
 def evaluate_cleaning(lake_uri: str, truth: Truth, *, embedder: str) -> Evaluation:
@@ -103,7 +153,7 @@ def evaluate_cleaning(lake_uri: str, truth: Truth, *, embedder: str) -> Evaluati
     """
     lake = Lake.open(lake_uri)
     version = _current(lake, "decisions", embedder, "clean")
-    known, names, counts = read_truth(lake, truth)
+    known, codes, names, counts = read_truth(lake, truth)
     columns = ["face_id", "label_in", "label_out", "verdict"]
     kept = [
         table.filter(pa.array(np.isin(table["face_id"].to_numpy(), known)))
@@ -126,7 +176,7 @@ def evaluate_cleaning(lake_uri: str, truth: Truth, *, embedder: str) -> Evaluati
         pa.scalar(None, pa.string()),
     )
     at, _ = _rows_of(known, claims["face_id"].to_numpy())
-    columns_of_names = [claims["label_in"].to_pylist(), names[at].tolist(), final.to_pylist()]
+    columns_of_names = [claims["label_in"].to_pylist(), names[codes[at]].tolist(), final.to_pylist()]
     number: dict[str | None, int] = {None: NOBODY}
     claimed, true, after = (
         np.array([number.setdefault(name, len(number) - 1) for name in column], np.int64)
@@ -137,11 +187,14 @@ def evaluate_cleaning(lake_uri: str, truth: Truth, *, embedder: str) -> Evaluati
     return Evaluation(scores, counts, version.folder)
 
 
-def read_truth(lake: Lake, truth: Truth) -> tuple[NDArray[np.int64], NDArray[Any], dict[str, int]]:
+def read_truth(
+    lake: Lake, truth: Truth
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[Any], dict[str, int]]:
     """Faces with a known identity.
 
     Returns:
-        face ids, int64 [N], ascending and distinct; identities, object [N]; and counts of what was left out.
+        face ids, int64 [N], ascending and distinct; their identities as numbers, int64 [N]; the names of these, object
+        [P]; and counts of what was left out.
 
     Raises:
         UsageError: the file is not there, of another kind, lacks a column, or fits nothing in the lake.
@@ -156,12 +209,15 @@ def read_truth(lake: Lake, truth: Truth) -> tuple[NDArray[np.int64], NDArray[Any
         ids, names = table["image_id"].to_numpy(), table["label"]
     else:
         ids, names = _by_id(truth, by)
-    people = np.array(names.to_pylist(), object)
+    coded = names.combine_chunks().dictionary_encode()
+    coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
+    people = coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    distinct = np.array(coded.dictionary.to_pylist(), object)
     unique, at, repeats = np.unique(ids, return_index=True, return_counts=True)
     counts = {"identities_that_contradict_each_other": int((repeats > 1).sum())}
     ids, people = unique[repeats == 1].astype(np.int64), people[at[repeats == 1]]
     if truth.fold is not None:
-        mine = folds_of(people.tolist()) == truth.fold
+        mine = (folds_of(distinct.tolist()) == truth.fold)[people]
         ids, people = ids[mine], people[mine]
     if by != "face_id":
         faces = center_faces(lake, ids)
@@ -174,7 +230,7 @@ def read_truth(lake: Lake, truth: Truth) -> tuple[NDArray[np.int64], NDArray[Any
         )
     order = np.argsort(ids)
     counts["faces_of_known_identity"] = len(ids)
-    return ids[order], people[order], counts
+    return ids[order], people[order], distinct, counts
 
 
 def _current(lake: Lake, table: str, embedder: str, job: str) -> TableVersion:
@@ -193,7 +249,17 @@ def _rows_of(
     if not len(haystack):
         return np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
     order = np.argsort(haystack)
-    at = order[np.minimum(np.searchsorted(haystack[order], ids), len(haystack) - 1)]
+    at, there = _rows_in_sorted(haystack[order], ids)
+    return order[at], there
+
+
+def _rows_in_sorted(
+    haystack: NDArray[np.int64], ids: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """As _rows_of, of rising ids; costs nothing for those that are not asked for."""
+    if not len(haystack):
+        return np.zeros(len(ids), np.int64), np.zeros(len(ids), bool)
+    at = np.minimum(np.searchsorted(haystack, ids), len(haystack) - 1)
     return at, haystack[at] == ids
 
 

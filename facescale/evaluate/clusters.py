@@ -1,12 +1,14 @@
-"""How well clusters agree with identities: two int64 arrays in, scores out. Called by driver.evaluate and benchmarks.
+"""How well clusters agree with identities: counts of pairs or two int64 arrays in, scores out.
 
-Everything is computed from the sparse table of (identity, cluster) counts, over the items whose identity is known and
-no others: a cluster's size is its known items. An unassigned item is a cluster of its own.
+Everything is computed from the counts of (identity, cluster) pairs, over the items whose identity is known and no
+others: a cluster's size is its known items. An unassigned item is a cluster of its own. Called by driver.evaluate and
+benchmarks.
 
 BCubed: Bagga and Baldwin 1998, "Algorithms for scoring coreference chains"; Amigó et al. 2009, "A comparison of
-extrinsic clustering evaluation metrics". Pairwise: every two items, called same or different.
+extrinsic clustering evaluation metrics". Pairwise: every two items, called same or different. NMI: mutual information
+over the arithmetic mean of the entropies (Strehl and Ghosh 2002; Vinh et al. 2010). ARI: Hubert and Arabie 1985.
 
-Shape legend: N items.
+Shape legend: N items, P distinct pairs, B bins.
 """
 
 from __future__ import annotations
@@ -15,14 +17,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy.sparse import coo_array
 
 from facescale.errors import UsageError
+from facescale.evaluate.contingency import UNASSIGNED, Contingency, Pairs
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-UNASSIGNED = -1
+__all__ = [
+    "UNASSIGNED",
+    "BinScores",
+    "ClusterScores",
+    "images_sharing_a_cluster",
+    "score_bins",
+    "score_clusters",
+    "score_pairs",
+]
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,8 @@ class ClusterScores:
         pairwise_precision: share of the pairs in one cluster that are of one identity; 1 where there is no such pair.
         pairwise_recall: share of the pairs of one identity that are in one cluster; 1 where there is no such pair.
         pairwise_f: harmonic mean of the two.
+        nmi: normalized mutual information; 1 where both are one group, or every item is alone in both.
+        ari: adjusted Rand index: 0 for what chance would give, 1 for agreement; may be negative.
         singleton_precision: of items alone in their cluster, the share that is alone in its identity; None without any.
         singleton_recall: of items alone in their identity, the share that is alone in its cluster; None without any.
         cluster_count_ratio: clusters / identities; above 1 people are split, below 1 merged.
@@ -53,9 +65,30 @@ class ClusterScores:
     pairwise_precision: float
     pairwise_recall: float
     pairwise_f: float
+    nmi: float
+    ari: float
     singleton_precision: float | None
     singleton_recall: float | None
     cluster_count_ratio: float
+
+
+@dataclass(frozen=True)
+class BinScores:
+    """BCubed over the items of one bin; clusters and identities are whole.
+
+    Attributes:
+        items: in the bin.
+        bcubed_precision: see ClusterScores.
+        bcubed_recall: see ClusterScores.
+        bcubed_f: see ClusterScores.
+        unassigned: share of the items that have no cluster.
+    """
+
+    items: int
+    bcubed_precision: float
+    bcubed_recall: float
+    bcubed_f: float
+    unassigned: float
 
 
 def score_clusters(
@@ -75,39 +108,80 @@ def score_clusters(
     clusters = np.asarray(clusters, np.int64)
     if len(true) != len(clusters):
         raise UsageError(f"{len(true)} identities and {len(clusters)} clusters: one of each for every item")
-    kept = np.bincount(true)[true] >= min_photos if len(true) else np.zeros(0, bool)
+    counted = Contingency()
+    counted.add(true.astype(np.int64), clusters)
+    return score_pairs(counted.pairs(), min_photos=min_photos)
+
+
+def score_pairs(pairs: Pairs, *, min_photos: int = 1) -> ClusterScores:
+    """Score counts of pairs; see score_clusters.
+
+    Notes:
+        Time and memory are those of the distinct pairs, not of the items; see Contingency.
+
+    Raises:
+        UsageError: no item is left.
+    """
+    true, cluster, count = pairs.identity, pairs.cluster, pairs.counts.sum(axis=1, dtype=np.int64)
+    size = _sums(true, count)[0]
+    kept = size >= min_photos
     if not kept.any():
         raise UsageError(
             f"nothing to score: no item of an identity with at least {min_photos} items has a known identity"
         )
-    true = np.unique(true[kept], return_inverse=True)[1]
-    found = _own_cluster_each(clusters[kept])
-    of_true, of_found = np.bincount(true), np.bincount(found)
-    table = coo_array((np.ones(len(true), np.int64), (true, found)), shape=(len(of_true), len(of_found)))
-    table.sum_duplicates()
-    both = table.data.astype(np.float64)
-    rows, columns = table.coords
-    num = len(true)
-    precision = float((both**2 / of_found[columns]).sum() / num)
-    recall = float((both**2 / of_true[rows]).sum() / num)
-    pairs = _pairs(both)
-    pair_precision, pair_recall = _share(pairs, _pairs(of_found)), _share(pairs, _pairs(of_true))
-    alone_true, alone_found = of_true[true] == 1, of_found[found] == 1
-    alone = int((alone_true & alone_found).sum())
+    true, cluster, count, size = true[kept], cluster[kept], count[kept], size[kept]
+    single = cluster == UNASSIGNED  # `count` clusters of one item each
+    n, of_true = count[~single].astype(np.float64), size[~single].astype(np.float64)
+    of_found, sizes = _sums(cluster[~single], count[~single])
+    alone, alone_of = count[single].astype(np.float64), size[single].astype(np.float64)
+    true_sizes = size[np.append(True, true[1:] != true[:-1])]
+    num, num_alone = int(count.sum()), int(alone.sum())
+    precision = float((n**2 / of_found).sum() + num_alone) / num
+    recall = float((n**2 / of_true).sum() + (alone / alone_of).sum()) / num
+    both, found_pairs, true_pairs = _pairs(n), _pairs(sizes), _pairs(true_sizes)
+    pair_precision, pair_recall = _share(both, found_pairs), _share(both, true_pairs)
+    mutual = float((n / num * np.log(n * num / (of_true * of_found))).sum())
+    mutual += float((alone / num * np.log(num / alone_of)).sum())
+    entropy = (_entropy(true_sizes, num) + _entropy(sizes, num) + num_alone / num * float(np.log(num))) / 2
+    agreed = int(count[single & (size == 1)].sum()) + int(
+        count[~single][(of_found == 1) & (of_true == 1)].sum()
+    )
+    singles, true_singles = num_alone + int((sizes == 1).sum()), int((true_sizes == 1).sum())
     return ClusterScores(
         items=num,
-        identities=len(of_true),
-        clusters=len(of_found),
+        identities=len(true_sizes),
+        clusters=len(sizes) + num_alone,
         bcubed_precision=precision,
         bcubed_recall=recall,
         bcubed_f=harmonic(precision, recall),
         pairwise_precision=pair_precision,
         pairwise_recall=pair_recall,
         pairwise_f=harmonic(pair_precision, pair_recall),
-        singleton_precision=alone / int(alone_found.sum()) if alone_found.any() else None,
-        singleton_recall=alone / int(alone_true.sum()) if alone_true.any() else None,
-        cluster_count_ratio=len(of_found) / len(of_true),
+        nmi=min(max(mutual / entropy, 0.0), 1.0) if entropy > 0 else 1.0,
+        ari=_adjusted(both, found_pairs, true_pairs, num * (num - 1) / 2),
+        singleton_precision=agreed / singles if singles else None,
+        singleton_recall=agreed / true_singles if true_singles else None,
+        cluster_count_ratio=(len(sizes) + num_alone) / len(true_sizes),
     )
+
+
+def score_bins(pairs: Pairs) -> list[BinScores | None]:
+    """BCubed by bin: B entries, None for a bin without items."""
+    count = pairs.counts.sum(axis=1, dtype=np.int64)
+    single = pairs.cluster == UNASSIGNED
+    size = _sums(pairs.identity, count)[0].astype(np.float64)
+    of_found, _ = _sums(pairs.cluster, count)
+    precision = np.where(single, 1.0, count / of_found)
+    recall = np.where(single, 1.0, count) / size
+    scores: list[BinScores | None] = []
+    for column in pairs.counts.T:
+        items = int(column.sum())
+        if not items:
+            scores.append(None)
+            continue
+        p, r = float(column @ precision) / items, float(column @ recall) / items
+        scores.append(BinScores(items, p, r, harmonic(p, r), float(column[single].sum()) / items))
+    return scores
 
 
 def images_sharing_a_cluster(images: NDArray[np.int64], clusters: NDArray[np.int64]) -> int:
@@ -130,14 +204,29 @@ def harmonic(precision: float, recall: float) -> float:
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 
-def _own_cluster_each(clusters: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Dense cluster numbers, in which each unassigned item has its own."""
-    found = np.empty(len(clusters), np.int64)
-    known = clusters != UNASSIGNED
-    names, codes = np.unique(clusters[known], return_inverse=True)
-    found[known] = codes
-    found[~known] = len(names) + np.arange(int((~known).sum()))
-    return found
+def _sums(group: NDArray[np.int64], count: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Size of each row's group [P], and the sizes of the groups; exact integers."""
+    order = np.argsort(group, kind="stable")
+    starts = (
+        np.flatnonzero(np.append(True, np.diff(group[order]) != 0)) if len(group) else np.empty(0, np.int64)
+    )
+    sizes = np.add.reduceat(count[order], starts) if len(group) else np.empty(0, np.int64)
+    rows = np.empty(len(group), np.int64)
+    rows[order] = np.repeat(sizes, np.diff(np.append(starts, len(group))))
+    return rows, sizes
+
+
+def _entropy(sizes: NDArray[np.int64], num: int) -> float:
+    """Of groups of these sizes among `num` items, in nats."""
+    share = sizes / num
+    return -float((share * np.log(share)).sum())
+
+
+def _adjusted(both: float, found: float, true: float, every: float) -> float:
+    """ARI of pairs together in both, in clusters, in identities, and of all pairs."""
+    expected = found * true / every if every else 0.0
+    most = (found + true) / 2
+    return (both - expected) / (most - expected) if most != expected else 1.0
 
 
 def _pairs(sizes: NDArray[np.generic]) -> float:

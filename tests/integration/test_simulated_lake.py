@@ -132,8 +132,16 @@ def test_copies_are_found_and_all_jobs_run(made: Path, tmp_path: Path) -> None:
     facescale.neighbors(lake, embedder="simulated", workers=0)
     facescale.cluster(lake, embedder="simulated")
     facescale.clean(lake, embedder="simulated")
-    clusters = facescale.evaluate_clusters(lake, truth_file, embedder="simulated").scores["all identities"]
+    evaluation = facescale.evaluate_clusters(lake, truth_file, embedder="simulated")
+    clusters = evaluation.scores["all identities"]
     assert clusters["bcubed_precision"] > 0.85 and clusters["bcubed_f"] > 0.6
+    by_quality = evaluation.by_quality
+    quality = read(Path(lake), "faces")["quality"].to_numpy()[truth["identity"].is_valid().to_numpy()]
+    inside = np.bincount(np.minimum(quality // np.float32(0.2), 4).astype(int), minlength=5)
+    assert [scores["items"] for scores in by_quality.values()] == inside.tolist()
+    mean = sum(scores["items"] * scores["bcubed_recall"] for scores in by_quality.values()) / inside.sum()
+    assert mean == pytest.approx(clusters["bcubed_recall"])
+    assert by_quality["0.8 to 1.0"]["bcubed_f"] > by_quality["0.0 to 0.2"]["bcubed_f"] + 0.1
     cleaning = facescale.evaluate_cleaning(lake, truth_file, embedder="simulated").scores["labels"]
     assert cleaning["purity_before"] < 0.8 < cleaning["kept_purity"]
     assert facescale.Lake.open(lake).verify().ok
