@@ -85,11 +85,8 @@ def run_neighbors(context: JobContext) -> StageSummary:
             summary = _compare_all(context, plan)
         else:
             assert resolved.output is not None
-            done = resolved.done(lake)
-            left = [part for part in plan.wanted.parts() if part not in done]
-            search_cells(context, resolved, inputs, left, summary)
+            search_cells(context, resolved, inputs, plan.wanted, summary)
             plan = dataclasses.replace(plan, output=resolved.output)
-            summary.parts_kept = len(plan.wanted) - len(left)
     else:
         _write_exact(lake, plan)
         summary = _compare_all(context, plan)

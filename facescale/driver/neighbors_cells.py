@@ -136,10 +136,10 @@ def search_cells(
     context: JobContext,
     plan: CellsPlan,
     inputs: NeighborsInputs,
-    left: Sequence[PartKey],
+    wanted: DoneParts,
     total: StageSummary,
 ) -> None:
-    """Make the parts that are left; adds to the summary.
+    """Make the parts that are left of those wanted; adds to the summary.
 
     Raises:
         CorruptError: faces did not meet themselves, so the scratch folder or a worker's memory is damaged.
@@ -147,10 +147,12 @@ def search_cells(
     lake, scratch, output = context.lake, plan.scratch(context.lake), plan.output
     assert output is not None
     settings, dim = _settings(context, plan), plan.chosen.dim
+    kept = plan.done(lake)
+    left = [part for part in wanted.parts() if part not in kept]
+    total.parts_kept = len(wanted) - len(left)
     if left:
         done = scratch.done_parts()
-        every = [PartKey(*pair, 0) for pair in inputs.parts]
-        unsorted = [part for part in every if (part.shard, part.first_row) not in done]
+        unsorted = [part for part in wanted.parts() if (part.shard, part.first_row) not in done]
         if not _map(context, SortByCell(settings, inputs, scratch), unsorted, total):
             return
         units, num_pieces = _gather_units(scratch, inputs, settings, dim)
