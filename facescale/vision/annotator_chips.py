@@ -15,7 +15,7 @@ import numpy as np
 
 from facescale.errors import UsageError
 from facescale.vision import warp
-from facescale.vision.align import check_scheme, chip_template, eye_centers, similarity
+from facescale.vision.align import check_scheme, chip_template, eye_centers, placement
 from facescale.vision.crops import chips_from_crops
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def annotator_chips(
     if part.crop is None:
         template = chip_template(card.template or "")
         pixels = chips_from_crops(crops, matrices, landmarks, template.name, pool=pool)
-        turn, shift = similarity(template.points, inside)
+        turn, shift = placement(template, inside)
     else:
         size = card.input_size or 0
         turn, shift = _around_eyes(part.crop, inside, scheme, matrices, size)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from facescale.lake.parts import PartKey, TableVersion
     from facescale.lake.store import Store
 
-REVISION = 1
+REVISION = 2
 """Raised whenever the embeddings change for the same crops and settings."""
 
 _FACES_AT_ONCE = 256  # decoded crops in memory: 256 × 192 KiB
