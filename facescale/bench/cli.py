@@ -163,6 +163,60 @@ def peers(
 
 
 @bench_app.command()
+def gpu(
+    photos: Annotated[
+        str | None,
+        typer.Argument(metavar="[PHOTOS]", help="Photographs whose faces are embedded in bf16 and in fp32."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cuda, cuda:N, or cpu for an emulation.")] = "cuda",
+    detector: Annotated[str, typer.Option(help="Its weights must be here.")] = "yunet_n",
+    embedder: Annotated[
+        str, typer.Option(help="Random weights in its architecture where its own are not here.")
+    ] = "mobilefacenet",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    images: Annotated[int, typer.Option(min=1, help="Photographs a round; they are made up.")] = 1024,
+    width_px: Annotated[int, typer.Option(min=32, help="Of each.")] = 1280,
+    height_px: Annotated[int, typer.Option(min=32, help="Of each.")] = 720,
+    faces_per_image: Annotated[int, typer.Option(min=1, help="Faces of each.")] = 2,
+    micro_batch: Annotated[int, typer.Option(min=1, help="Photographs detected together.")] = 32,
+    embed_batch: Annotated[int, typer.Option(min=1, help="Faces embedded together.")] = 128,
+    decode_threads: Annotated[int | None, typer.Option(min=1, help="Default: one a CPU.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Of everything; the best counts.")] = 3,
+    weights_dir: Annotated[
+        str | None, typer.Option(help="Folder with the weights; default: where they are found otherwise.")
+    ] = None,
+    work: Work = None,
+    out: Out = None,
+    json_output: JsonFlag = False,
+    verbose: Verbose = False,
+) -> None:
+    """Each step of extract alone, their sum, the pipeline of them, and how busy the GPU is."""
+    from facescale.bench.gpu import bench_gpu
+
+    set_up_logging(verbose)
+    _run(
+        bench_gpu,
+        photos,
+        json_output,
+        out,
+        device=device,
+        detector=detector,
+        embedder=embedder,
+        precision=precision,
+        images=images,
+        width_px=width_px,
+        height_px=height_px,
+        faces_per_image=faces_per_image,
+        micro_batch=micro_batch,
+        embed_batch=embed_batch,
+        decode_threads=decode_threads,
+        rounds=rounds,
+        weights_dir=weights_dir,
+        work=work,
+    )
+
+
+@bench_app.command()
 def verification(
     photos: Photos,
     lake: Annotated[
@@ -429,7 +483,7 @@ def _models(*named: Any) -> Models:
 
 
 def _run(
-    measure: Callable[..., Result], photos: str, json_output: bool, out: str | None, **options: Any
+    measure: Callable[..., Result], photos: str | None, json_output: bool, out: str | None, **options: Any
 ) -> None:
     from facescale.bench.results import publish
     from facescale.console import make_console

@@ -274,6 +274,7 @@ def _stage_settings(c: ExtractConfig, device: str) -> ExtractSettings:
         micro_batch=c.micro_batch,
         embed_batch=c.embed_batch,
         decode_threads=c.decode_threads,
+        detect_ahead=device != "cpu",
         plugins=c.plugins,
         runtime=c.runtime,
         accelerate=c.accelerate,

@@ -71,6 +71,7 @@ class ExtractSettings:
     micro_batch: int = 16
     embed_batch: int = 32
     decode_threads: int = 2
+    detect_ahead: bool = False
     plugins: tuple[str, ...] = ()
     runtime: str = "auto"
     accelerate: str = "none"
@@ -138,13 +139,38 @@ class ExtractStage:
     def process(self, part: SourcePart, guard: Guard) -> StageResult:
         """Make the tables of one part; a bad image becomes a status, never an exception."""
         columns = Columns(part.key.shard)
-        for items in self._batches(part, guard):
-            self._add_faces(items, columns, flush=guard.careful)
+        for items, found in self._detected(part, guard):
+            self._add_faces(items, found, columns, flush=guard.careful)
             columns.add_images(items)
         if guard.note:
             guard.note(part.key.first_row + part.key.num_rows)
         self._embed(columns)
         return columns.result(self.versions, self.embedder.dim if self.embedder else 0)
+
+    def _detected(self, part: SourcePart, guard: Guard) -> Iterator[tuple[list[Item], list[Detections]]]:
+        """Micro-batches and the faces of their decoded images.
+
+        With `detect_ahead` a thread of its own detects the next one while the caller cuts out and embeds the faces of
+        the last: a device gets work while the host prepares more. On a CPU both would want the same cores.
+        """
+        batches = self._batches(part, guard)
+        if not self.settings.detect_ahead or guard.note is not None:
+            for items in batches:
+                yield items, self._detect(items)
+            return
+        with ThreadPoolExecutor(1, thread_name_prefix="detect") as ahead:
+            waiting: tuple[list[Item], Future[list[Detections]]] | None = None
+            for items in batches:
+                detecting = items, ahead.submit(self._detect, items)
+                if waiting is not None:
+                    yield waiting[0], waiting[1].result()
+                waiting = detecting
+            if waiting is not None:
+                yield waiting[0], waiting[1].result()
+
+    def _detect(self, items: Sequence[Item]) -> list[Detections]:
+        pixels = [item.pixels for item in items if item.pixels is not None]
+        return _halving(self.detector.detect, pixels) if pixels else []
 
     def _batches(self, part: SourcePart, guard: Guard) -> Iterator[list[Item]]:
         """Decoded micro-batches in row order; two are decoded ahead while the caller works on one."""
@@ -186,13 +212,12 @@ class ExtractStage:
             item.perceptual = perceptual(image.pixels)
         return item
 
-    def _add_faces(self, items: Sequence[Item], columns: Columns, *, flush: bool) -> None:
-        """Detect, align and cut out the faces of one micro-batch."""
+    def _add_faces(
+        self, items: Sequence[Item], found: Sequence[Detections], columns: Columns, *, flush: bool
+    ) -> None:
+        """Align and cut out the faces of one micro-batch; `found` are those of its decoded images."""
         decoded = [item for item in items if item.pixels is not None]
-        if not decoded:
-            return
         pixels = [item.pixels for item in decoded if item.pixels is not None]
-        found = _halving(self.detector.detect, pixels)
         for item, faces in zip(decoded, found, strict=True):
             item.num_faces = min(len(faces), MAX_FACES)
             if len(faces) > MAX_FACES:
@@ -211,8 +236,8 @@ class ExtractStage:
         columns.add_faces(rows, faces_of, landmarks, self.scheme)
         columns.add_crops(
             [
-                self.pool.submit(_cut_and_score, images[span], landmarks[span], self.scheme, self.scorer)
-                for span in _spans([len(points) for points in landmarks], self.settings.decode_threads)
+                self.pool.submit(cut_and_score, images[span], landmarks[span], self.scheme, self.scorer)
+                for span in image_spans([len(points) for points in landmarks], self.settings.decode_threads)
             ]
         )
         if self.embedder is not None and self.template is not None:
@@ -236,7 +261,7 @@ class ExtractStage:
         columns.embeddings.append(_halving(self.embedder.embed, chips[:ready], join=np.concatenate))
 
 
-def _spans(counts: Sequence[int], threads: int) -> list[slice]:
+def image_spans(counts: Sequence[int], threads: int) -> list[slice]:
     """Split images among threads, by their numbers of faces; at most CUT_AT_ONCE in a span, or one image.
 
     Faces of several images are scored together in half the time of one after the other, which goes into small calls.
@@ -251,7 +276,7 @@ def _spans(counts: Sequence[int], threads: int) -> list[slice]:
     return [slice(start, stop) for start, stop in zip(starts, [*starts[1:], len(counts)], strict=True)]
 
 
-def _cut_and_score(
+def cut_and_score(
     images: Sequence[np.ndarray], landmarks: Sequence[np.ndarray], scheme: str, scorer: QualityScorer
 ) -> CutFaces:
     """The crops of some images' faces and what the scorer says of them; their pixels are not kept."""

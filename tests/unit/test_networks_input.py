@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from facescale.models.registry import card
 from facescale.models.weights import use_weights_folder
 from facescale.vision import onnx_network
-from facescale.vision.extract import CUT_AT_ONCE, _spans
+from facescale.vision.extract import CUT_AT_ONCE, image_spans
 from facescale.vision.networks import normalize
 from facescale.vision.onnx_network import OnnxNetwork
 
@@ -56,7 +56,7 @@ def test_a_batch_in_pieces_gives_the_same_bits(
 
 @given(st.lists(st.integers(1, 255), min_size=1, max_size=40), st.integers(1, 8))
 def test_images_are_split_without_loss_and_within_the_bound(counts: list[int], threads: int) -> None:
-    spans = _spans(counts, threads)
+    spans = image_spans(counts, threads)
     assert [i for span in spans for i in range(span.start, span.stop)] == list(range(len(counts)))
     for span in spans:
         some = counts[span]
