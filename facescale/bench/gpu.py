@@ -2,7 +2,7 @@
 
 Comes in: sizes; the photographs are made up. Goes out: images/s and faces/s of each step alone (decoding, upload,
 detection, alignment, embedding …), of the extract stage with all of them in one worker, the ceiling (the slowest step
-alone), the share of time the device worked, and what bf16 does to embeddings, of real faces where there are photographs.
+alone), the share of time the device worked, and what bf16 does to embeddings, of real faces if there are photographs.
 Speed does not depend on what a photograph shows, so each is given the same number of faces, and an embedder whose
 weights are not on this machine gets random ones. On `--device cpu` the same code runs as an emulation: steps then
 compete for the same cores.
@@ -20,15 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from facescale.bench.gpu_steps import (
-    LANDMARKER,
-    Steps,
-    lay_faces,
-    load_models,
-    load_or_make_embedder,
-    make_photos,
-    wait,
-)
+from facescale.bench.gpu_models import LANDMARKER, lay_faces, load_models, load_or_make_embedder
+from facescale.bench.gpu_steps import Steps, make_photos, wait
 from facescale.bench.photos import find_photos
 from facescale.bench.results import Goal, Result, timed
 from facescale.bench.utilization import DeviceMeter
@@ -47,7 +40,7 @@ from facescale.vision.registry import load_quality_scorer, resolve_device
 if TYPE_CHECKING:
     import torch
 
-    from facescale.bench.gpu_steps import Models
+    from facescale.bench.gpu_models import Models
     from facescale.driver.context import Reporter
 
 _COSINE_PHOTOS, _COSINE_BATCH = 200, 32
@@ -79,7 +72,7 @@ def bench_gpu(
         photos: folder of photographs whose faces are embedded in bf16 and in fp32; None to compare made-up chips.
         reporter: where remarks go.
         device: cuda, cuda:N, or cpu for an emulation.
-        detector: registry name; its weights must be on this machine.
+        detector: registry name; a RetinaFace gets random weights where its own are not on this machine.
         embedder: registry name; a known architecture gets random weights where its own are not on this machine.
         precision: of both networks.
         images: photographs a round.
@@ -94,7 +87,7 @@ def bench_gpu(
         work: folder for the photographs and the lake; None for a temporary one.
 
     Raises:
-        UsageError: a device that is not there, no weights for the detector, or more faces than fit the photographs.
+        UsageError: a device that is not there, no weights, or more faces than fit the photographs.
     """
     use_weights_folder(weights_dir)
     where = resolve_device(device)

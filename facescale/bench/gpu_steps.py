@@ -1,4 +1,4 @@
-"""Photographs, faces and models of `facescale bench gpu`, and the steps of extract, each by itself.
+"""Photographs of `facescale bench gpu`, and the steps of extract over them, each by itself.
 
 Called by facescale.bench.gpu.
 """
@@ -7,78 +7,27 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from facescale.errors import UsageError
 from facescale.imaging.decode import decode
 from facescale.imaging.hashes import perceptual
-from facescale.models.registry import card, choose_scheme
-from facescale.models.weights import MissingWeightsError, local_weights
-from facescale.vision.align import extract_chips, landmark_scheme
-from facescale.vision.backbones import BACKBONES, create
-from facescale.vision.embedder import NetworkEmbedder
+from facescale.vision.align import extract_chips
 from facescale.vision.extract import cut_and_score, image_spans
-from facescale.vision.protocols import Detections
-from facescale.vision.registry import (
-    DEFAULT_QUALITY_SCORER,
-    load_detector,
-    load_embedder,
-    load_landmarker,
-    load_quality_scorer,
-    resolve_device,
-)
-from facescale.vision.torch_network import TorchNetwork
+from facescale.vision.registry import DEFAULT_QUALITY_SCORER, load_quality_scorer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     import torch
 
+    from facescale.bench.gpu_models import Models
     from facescale.driver.context import Reporter
-    from facescale.models.card import ModelCard
-    from facescale.vision.protocols import Detector, Embedder, Landmarker
-
-LANDMARKER = "dlib_5pt"
-_EYES_PX = 60.0  # of the faces that are laid into the photographs
-
-
-@dataclass
-class GivenFaces:
-    """A detector that works like another and then says what it is told, so that the steps after it have faces.
-
-    Args:
-        inner: does the work.
-        faces: what every image is said to hold.
-    """
-
-    inner: Detector
-    faces: Detections
-    card: ModelCard = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.card = self.inner.card
-
-    def detect(self, images: Sequence[np.ndarray]) -> list[Detections]:
-        """Detect, and forget what was found."""
-        self.inner.detect(images)
-        return [self.faces] * len(images)
-
-
-@dataclass(frozen=True)
-class Models:
-    """What is measured, on its device; `random` names those without real weights."""
-
-    detector: GivenFaces
-    landmarker: Landmarker | None
-    embedder: Embedder
-    scheme: str
-    random: tuple[str, ...]
+    from facescale.vision.protocols import Detections
 
 
 def make_photos(folder: Path, count: int, width_px: int, height_px: int) -> list[bytes]:
@@ -95,61 +44,6 @@ def make_photos(folder: Path, count: int, width_px: int, height_px: int) -> list
         files.append(data.tobytes())
         (folder / f"{number:06d}.jpg").write_bytes(files[-1])
     return files
-
-
-def lay_faces(count: int, width_px: int, height_px: int) -> Detections:
-    """Upright faces side by side, with ArcFace's five points; a detector's answer.
-
-    Raises:
-        UsageError: they do not fit.
-    """
-    side = 3 * _EYES_PX
-    if count < 1 or count * side > width_px or side > height_px:
-        raise UsageError(
-            f"{count} faces of {side:g} px do not fit side by side into {width_px} x {height_px} px: take fewer, or "
-            "larger photographs"
-        )
-    x = (np.arange(count, dtype=np.float32) + 0.5) * (width_px / count)
-    center = np.stack([x, np.full(count, height_px / 2, np.float32)], axis=1)
-    points = np.array([(-0.5, -0.4), (0.5, -0.4), (0, 0.2), (-0.4, 0.75), (0.4, 0.75)], np.float32) * _EYES_PX
-    boxes = np.concatenate([center - side / 2, center + side / 2], axis=1).astype(np.float32)
-    landmarks = (center[:, None] + points).astype(np.float32)
-    return Detections(boxes, np.linspace(0.99, 0.9, count, dtype=np.float32), landmarks)
-
-
-def load_models(
-    detector: str, embedder: str, device: str, precision: str, batch: int, faces: Detections
-) -> Models:
-    """Load both, and a landmarker where the detector gives no points that the embedder can use."""
-    found = load_detector(detector, device=device, precision=precision)
-    network, real = load_or_make_embedder(embedder, device=device, precision=precision, batch=batch)
-    scheme, own = choose_scheme(found.card, card(LANDMARKER, "landmarker"), network.card)
-    landmarker = None if own else load_landmarker(LANDMARKER, device=device)
-    given = GivenFaces(found, faces)
-    if own and len(landmark_scheme(scheme).points) != 5:
-        raise UsageError(
-            f"{detector} gives landmarks of scheme {scheme!r}: only five points are made up here"
-        )
-    return Models(given, landmarker, network, scheme, () if real else (embedder,))
-
-
-def load_or_make_embedder(name: str, *, device: str, precision: str, batch: int) -> tuple[Embedder, bool]:
-    """An embedder, and whether its weights are real: random ones where they are not on this machine."""
-    found = card(name, "embedder")
-    if found.architecture in BACKBONES:
-        try:
-            local_weights(found)
-        except MissingWeightsError:
-            import torch
-
-            torch.manual_seed(0)
-            where = resolve_device(device)
-            module = create(found.architecture, dim=found.dim or BACKBONES[found.architecture].dim)
-            made = TorchNetwork(module, device=where, precision=precision, name=name)
-            return NetworkEmbedder(found, made, device=where, batch=batch), False
-    runtime = "auto" if precision == "fp32" else "torch"  # ONNX files run in fp32 only
-    loaded = load_embedder(name, device=device, precision=precision, batch=batch, backend=runtime)
-    return loaded, True
 
 
 class Steps:

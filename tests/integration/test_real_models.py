@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import shutil
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import facescale
 from facescale.config.job import JobConfig
+from facescale.driver import extract as extract_driver
 from facescale.driver.lake_chips import sample_chips
 from facescale.driver.quantize import quantize_model
 from facescale.errors import MismatchError, UsageError
@@ -188,9 +190,21 @@ def test_a_higher_threshold_makes_another_version_with_fewer_faces(
     assert first is not None and first != second
 
 
+@pytest.mark.parametrize("detect_ahead", [False, True])  # True is what a GPU gets
 def test_tables_do_not_depend_on_how_the_work_is_cut(
-    lake: str, photos: Path, shared_root: Path, tmp_path: Path
+    lake: str,
+    photos: Path,
+    shared_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    detect_ahead: bool,
 ) -> None:
+    make = extract_driver._stage_settings
+    monkeypatch.setattr(
+        extract_driver,
+        "_stage_settings",
+        lambda *given: dataclasses.replace(make(*given), detect_ahead=detect_ahead),
+    )
     other = tmp_path / "cut.lake"
     where = shared_root / "models"
     sizes = {"micro_batch": 5, "embed_batch": 3, "decode_threads": 3, "weights_dir": str(where), **PAIR}
