@@ -15,6 +15,7 @@ from facescale.cli_options import (
     PathColumn,
     Plugin,
     Verbose,
+    WeightsDir,
     set_up_logging,
 )
 from facescale.errors import UsageError
@@ -56,6 +57,10 @@ def calibrate(
     device: Device = None,
     plugin: Plugin = None,
     note: Annotated[str, typer.Option(help="What the photographs are, for the file's evidence.")] = "",
+    share: Annotated[
+        bool, typer.Option("--share", help="Keep it beside your model cards too, for every lake of yours.")
+    ] = False,
+    weights_dir: WeightsDir = None,
     json_output: JsonFlag = False,
     verbose: Verbose = False,
 ) -> None:
@@ -79,6 +84,8 @@ def calibrate(
         device=device or CalibrateSettings.device,
         plugins=tuple(plugin or ()),
         note=note,
+        share=share,
+        weights_dir=weights_dir,
     )
     out, reporter = console.make_console(json_output=json_output)
     result = run_calibrate(lake, settings, reporter)

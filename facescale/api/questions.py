@@ -91,6 +91,8 @@ def calibrate(
     device: str = "auto",
     plugins: Sequence[str] = (),
     note: str = "",
+    share: bool = False,
+    weights_dir: PathLike | None = None,
     reporter: Reporter | None = None,
 ) -> CalibrateResult:
     """Fit an embedder's thresholds on people whose labels you trust, check them on others, and write the file.
@@ -105,6 +107,8 @@ def calibrate(
         device: "auto", "cpu" or "cuda".
         plugins: Python modules that register further models.
         note: what the photographs are, for the file's evidence.
+        share: keep it beside the user's model cards too, for every lake of theirs.
+        weights_dir: folder with weights, known by their sha256; else FACESCALE_WEIGHTS.
         reporter: where progress goes; None is silent.
 
     Returns:
@@ -125,6 +129,8 @@ def calibrate(
         device=device,
         plugins=tuple(plugins),
         note=note,
+        share=share,
+        weights_dir=None if weights_dir is None else os.fspath(weights_dir),
     )
     return run_calibrate(lake_uri(lake), settings, reporter or SilentReporter())
 

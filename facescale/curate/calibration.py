@@ -2,7 +2,8 @@
 
 No cosine threshold is portable between embedders, so jobs state false-match rates and quantiles, and a `Calibration`
 turns them into cosines of one embedder. `LAKE/calibration/<embedder>.yaml` (made by `facescale calibrate`) wins over
-the file that ships here. Called by the drivers of curation; fitted by curate.calibration_fit.
+`<embedder>.calibration.yaml` beside the user's model cards (`calibrate --share`), and that over the file that ships here.
+Called by the drivers of curation; fitted by curate.calibration_fit.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ import yaml
 
 from facescale.curate.curve import Curve, Quantiles
 from facescale.errors import CorruptError, FacescaleError, MismatchError, UsageError
+from facescale.models.cache import CALIBRATION_SUFFIX, cards_folder
 from facescale.models.registry import card, cards
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from facescale.lake.lake import Lake
@@ -179,7 +183,7 @@ def load_calibration(embedder: str, lake: Lake | None = None) -> Calibration:
 
     Args:
         embedder: registry name.
-        lake: its own calibration wins over the one that ships.
+        lake: its own calibration wins over the one beside the user's cards, and that over the one that ships.
 
     Raises:
         UsageError: there is none; tells how to make one.
@@ -193,6 +197,9 @@ def load_calibration(embedder: str, lake: Lake | None = None) -> Calibration:
             found = parse_calibration(lake.store.read_bytes(path), where=lake.store.location(path))
         except FileNotFoundError:
             pass
+    beside_cards = shared_path(embedder)
+    if found is None and beside_cards.is_file():
+        found = parse_calibration(beside_cards.read_bytes(), where=str(beside_cards))
     if found is None:
         entry = resources.files("facescale.curate") / "calibrations" / f"{embedder}.yaml"
         if entry.name == _PRESETS or "/" in embedder or not entry.is_file():
@@ -248,6 +255,11 @@ def load_preset(name: str) -> Preset:
 def calibration_path(embedder: str) -> str:
     """Where a lake keeps its own calibration of an embedder."""
     return f"{FOLDER}/{embedder}.yaml"
+
+
+def shared_path(embedder: str) -> Path:
+    """Where this user keeps a calibration of an embedder for every lake: beside the user's model cards."""
+    return cards_folder() / f"{embedder}{CALIBRATION_SUFFIX}"
 
 
 def dump_calibration(calibration: Calibration) -> bytes:

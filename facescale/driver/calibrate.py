@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 import facescale
-from facescale.curate.calibration import Calibration, calibration_path, dump_calibration
+from facescale.curate.calibration import Calibration, calibration_path, dump_calibration, shared_path
 from facescale.curate.calibration_fit import MIN_QUALITY_QUANTILE, check, fit
 from facescale.curate.drift import drift_warning
 from facescale.driver.extract import import_plugins
@@ -23,7 +23,9 @@ from facescale.evaluate.center import center_faces
 from facescale.evaluate.split import folds_of
 from facescale.lake.lake import Lake
 from facescale.lake.scan import scan, scan_ids
+from facescale.lake.store import Store
 from facescale.models.registry import card, cards
+from facescale.models.weights import use_weights_folder
 from facescale.sources.labels import LabelSpec, label_rows
 from facescale.sources.plan import planned_parts
 from facescale.sources.vector_plan import holds_vectors
@@ -57,6 +59,8 @@ class CalibrateSettings:
     device: str = "auto"
     plugins: tuple[str, ...] = ()
     note: str = ""
+    share: bool = False
+    weights_dir: str | None = None
 
 
 @dataclass
@@ -88,6 +92,7 @@ def run_calibrate(lake_uri: str, settings: CalibrateSettings, reporter: Reporter
         DataError: the label file cannot be parsed.
     """
     import_plugins(settings.plugins)
+    use_weights_folder(settings.weights_dir)
     lake = Lake.open(lake_uri)
     versions = _versions(lake, settings.embedder)
     people, left_out = labeled_faces(lake, settings, reporter)
@@ -153,6 +158,10 @@ def run_calibrate(lake_uri: str, settings: CalibrateSettings, reporter: Reporter
         warnings.append(warning)
     path = calibration_path(settings.embedder)
     lake.store.write_bytes(path, dump_calibration(calibration))
+    if settings.share:
+        Store(str(shared_path(settings.embedder).parent)).write_bytes(
+            shared_path(settings.embedder).name, dump_calibration(calibration)
+        )
     return CalibrateResult(
         settings.embedder,
         lake.store.location(path),

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 CACHE_VARIABLE = "FACESCALE_CACHE"
 CARDS_VARIABLE = "FACESCALE_CARDS"
+CALIBRATION_SUFFIX = ".calibration.yaml"
+"""Of the files beside the user's cards that say what similarities of a model mean; see curate.calibration."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from facescale.errors import MismatchError, UsageError
 from facescale.models import access
-from facescale.models.cache import cards_folder, write_file
+from facescale.models.cache import CALIBRATION_SUFFIX, cards_folder, write_file
 from facescale.models.card import ModelCard, parse_card, read_card
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ def _registered() -> dict[str, ModelCard]:
         if entry.name.endswith(".yaml"):
             _add(table, parse_card(entry.read_text(encoding="utf-8"), where=entry.name))
     for path in sorted(cards_folder().glob("*.yaml")):
+        if path.name.endswith(CALIBRATION_SUFFIX):
+            continue
         own = read_card(path)
         if own.name in table:
             raise UsageError(

@@ -17,6 +17,7 @@ from facescale.curate.calibration import (
     load_calibration,
     parse_calibration,
     require_calibration,
+    shared_path,
 )
 from facescale.curate.calibration_fit import check, fit, genuine_pairs
 from facescale.errors import CorruptError, MismatchError, UsageError
@@ -122,3 +123,23 @@ def test_a_lakes_own_calibration_wins_over_the_shipped_one(tmp_path: Path) -> No
     )
     with pytest.raises(UsageError, match=r"'nobody' is not calibrated.*facescale calibrate"):
         load_calibration("nobody", lake)
+
+
+def test_one_beside_the_users_cards_is_for_lakes_that_have_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FACESCALE_CARDS", str(tmp_path / "cards"))
+    shipped = load_calibration("dlib_resnet")
+    mine = dataclasses.replace(shipped, re_encode=0.5)
+    shared_path("dlib_resnet").parent.mkdir()
+    shared_path("dlib_resnet").write_bytes(dump_calibration(mine))
+    assert load_calibration("dlib_resnet").re_encode == 0.5
+    lake = Lake.create(str(tmp_path / "lake"))
+    assert load_calibration("dlib_resnet", lake).re_encode == 0.5
+    lake.store.write_bytes(
+        calibration_path("dlib_resnet"), dump_calibration(dataclasses.replace(mine, re_encode=0.6))
+    )
+    assert load_calibration("dlib_resnet", lake).re_encode == 0.6
+    with pytest.raises(MismatchError, match="'dlib_resnet', not of 'mobilefacenet'"):
+        shared_path("mobilefacenet").write_bytes(dump_calibration(mine))
+        load_calibration("mobilefacenet")
