@@ -2,7 +2,7 @@
 
 No cosine threshold is portable between embedders, so jobs state false-match rates and quantiles, and a `Calibration`
 turns them into cosines of one embedder. `LAKE/calibration/<embedder>.yaml` (made by `facescale calibrate`) wins over
-`<embedder>.calibration.yaml` beside the user's model cards (`calibrate --share`), and that over the file that ships here.
+`<embedder>.calibration.yaml` beside the user's model cards (`calibrate --share`), and that over the file that ships.
 Called by the drivers of curation; fitted by curate.calibration_fit.
 """
 
