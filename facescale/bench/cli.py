@@ -7,31 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from facescale.bench.cli_neighbors import neighbors
+from facescale.bench.cli_shared import (
+    CalibratedEmbedder,
+    Detector,
+    Embedder,
+    Limit,
+    MinFacePx,
+    Out,
+    Photos,
+    Work,
+    run,
+)
+from facescale.bench.cli_speed import gpu, peers
 from facescale.cli_options import DetThreshold, JsonFlag, Runtime, Verbose, WeightsDir, set_up_logging
 from facescale.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from facescale.bench.chosen import Models
-    from facescale.bench.results import Result
 
 bench_app = typer.Typer(
     help="Measurements you can rerun on your own photographs; docs/BENCHMARKS.md says how to read them.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-
-Photos = Annotated[str, typer.Argument(metavar="PHOTOS", help="Folder of photographs.")]
-Out = Annotated[str | None, typer.Option("--out", help="Write the result to this file as JSON.")]
-Limit = Annotated[
-    int | None, typer.Option(min=1, help="At most so many photographs, evenly spaced over the sorted list.")
-]
-MinFacePx = Annotated[int, typer.Option("--min-face-px", help="Side of the smallest face, px.")]
-Detector = Annotated[str, typer.Option(help="Face detector, by registry name.")]
-Embedder = Annotated[str, typer.Option(help="Embedder, by registry name.")]
-CalibratedEmbedder = Annotated[str, typer.Option(help="Calibrated embedder.")]
-Work = Annotated[str | None, typer.Option(help="Folder for lakes and links; they are removed at the end.")]
 
 
 @bench_app.command()
@@ -60,7 +58,7 @@ def oracle(
     from facescale.bench.oracle import bench_oracle
 
     set_up_logging(verbose)
-    _run(
+    run(
         bench_oracle,
         photos,
         json_output,
@@ -97,7 +95,7 @@ def extract(
     from facescale.bench.speed import bench_extract
 
     set_up_logging(verbose)
-    _run(
+    run(
         bench_extract,
         photos,
         json_output,
@@ -111,109 +109,8 @@ def extract(
     )
 
 
-@bench_app.command()
-def peers(
-    photos: Photos,
-    limit: Limit = 1500,
-    copies: Annotated[
-        int, typer.Option(min=1, help="Times that extract sees each photograph, under other names.")
-    ] = 8,
-    min_face_px: MinFacePx = 40,
-    rounds: Annotated[int, typer.Option(min=1, help="Turns of each contender.")] = 3,
-    rival: Annotated[bool, typer.Option(help="Measure the face_recognition package too.")] = True,
-    rival_photos: Annotated[int, typer.Option(min=1, help="Photographs for it, in all: it is slow.")] = 12,
-    rival_env: Annotated[
-        str | None,
-        typer.Option(help="Folder of its virtual environment, made if absent; default: in the user's cache."),
-    ] = None,
-    plain_env: Annotated[
-        str | None, typer.Option(help="Folder of the plain loop's virtual environment; likewise.")
-    ] = None,
-    weights_dir: Annotated[
-        str | None, typer.Option(help="Folder with the weights; default: where they are found otherwise.")
-    ] = None,
-    work: Work = None,
-    out: Out = None,
-    json_output: JsonFlag = False,
-    verbose: Verbose = False,
-) -> None:
-    """YuNet and MobileFaceNet through extract, beside the face_recognition package and loops over the same files.
-
-    The plain loop takes one photograph, then one face, at a time, with ONNX Runtime's own settings; the bare loop takes
-    batches, with extract's functions. All take turns, in one run.
-    """
-    from facescale.bench.peers import bench_peers
-
-    set_up_logging(verbose)
-    _run(
-        bench_peers,
-        photos,
-        json_output,
-        out,
-        limit=limit,
-        copies=copies,
-        min_face_px=min_face_px,
-        rounds=rounds,
-        rival_photos=rival_photos if rival else 0,
-        rival_env=rival_env,
-        plain_env=plain_env,
-        weights_dir=weights_dir,
-        work=work,
-    )
-
-
-@bench_app.command()
-def gpu(
-    photos: Annotated[
-        str | None,
-        typer.Argument(metavar="[PHOTOS]", help="Photographs whose faces are embedded in bf16 and in fp32."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="cuda, cuda:N, or cpu for an emulation.")] = "cuda",
-    detector: Annotated[str, typer.Option(help="Its weights must be here.")] = "yunet_n",
-    embedder: Annotated[
-        str, typer.Option(help="Random weights in its architecture where its own are not here.")
-    ] = "mobilefacenet",
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
-    images: Annotated[int, typer.Option(min=1, help="Photographs a round; they are made up.")] = 1024,
-    width_px: Annotated[int, typer.Option(min=32, help="Of each.")] = 1280,
-    height_px: Annotated[int, typer.Option(min=32, help="Of each.")] = 720,
-    faces_per_image: Annotated[int, typer.Option(min=1, help="Faces of each.")] = 2,
-    micro_batch: Annotated[int, typer.Option(min=1, help="Photographs detected together.")] = 32,
-    embed_batch: Annotated[int, typer.Option(min=1, help="Faces embedded together.")] = 128,
-    decode_threads: Annotated[int | None, typer.Option(min=1, help="Default: one a CPU.")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Of everything; the best counts.")] = 3,
-    weights_dir: Annotated[
-        str | None, typer.Option(help="Folder with the weights; default: where they are found otherwise.")
-    ] = None,
-    work: Work = None,
-    out: Out = None,
-    json_output: JsonFlag = False,
-    verbose: Verbose = False,
-) -> None:
-    """Each step of extract alone, their sum, the pipeline of them, and how busy the GPU is."""
-    from facescale.bench.gpu import bench_gpu
-
-    set_up_logging(verbose)
-    _run(
-        bench_gpu,
-        photos,
-        json_output,
-        out,
-        device=device,
-        detector=detector,
-        embedder=embedder,
-        precision=precision,
-        images=images,
-        width_px=width_px,
-        height_px=height_px,
-        faces_per_image=faces_per_image,
-        micro_batch=micro_batch,
-        embed_batch=embed_batch,
-        decode_threads=decode_threads,
-        rounds=rounds,
-        weights_dir=weights_dir,
-        work=work,
-    )
+bench_app.command()(peers)
+bench_app.command()(gpu)
 
 
 @bench_app.command()
@@ -248,7 +145,7 @@ def verification(
     from facescale.bench.verification import bench_verification
 
     set_up_logging(verbose)
-    _run(
+    run(
         bench_verification,
         photos,
         json_output,
@@ -280,7 +177,7 @@ def memory(
         numbers = [int(size) for size in sizes.split(",")]
     except ValueError:
         raise UsageError(f"--sizes {sizes}: expected numbers with commas, e.g. 2000,20000") from None
-    _run(
+    run(
         bench_memory,
         photos,
         json_output,
@@ -330,7 +227,7 @@ def clusters(
     from facescale.bench.clusters import bench_clusters
 
     set_up_logging(verbose)
-    _run(
+    run(
         bench_clusters,
         source,
         json_output,
@@ -373,7 +270,7 @@ def cleaning(
     from facescale.bench.cleaning import bench_cleaning
 
     set_up_logging(verbose)
-    _run(
+    run(
         bench_cleaning,
         source,
         json_output,
@@ -457,7 +354,7 @@ def models(
     from facescale.bench.models import bench_models
 
     set_up_logging(verbose)
-    _run(
+    run(
         bench_models,
         photos,
         json_output,
@@ -480,13 +377,3 @@ def _models(*named: Any) -> Models:
     from facescale.bench.chosen import Models
 
     return Models(*named)
-
-
-def _run(
-    measure: Callable[..., Result], photos: str | None, json_output: bool, out: str | None, **options: Any
-) -> None:
-    from facescale.bench.results import publish
-    from facescale.console import make_console
-
-    console, reporter = make_console(json_output=json_output)
-    publish(console, measure(photos, reporter, **options), json_output=json_output, out=out)
