@@ -9,7 +9,6 @@ if TYPE_CHECKING:
 
 STATUSES = {
     "ok": "read, and searched for faces",
-    "same_image": "a further face of an imported image, listed under another row",
     "empty": "a file of no bytes, or a row without an embedding",
     "not_image": "something else under an image's name, such as a page of HTML",
     "unsupported": "an image of a kind that is not read",
@@ -18,6 +17,7 @@ STATUSES = {
     "too_many_bytes": "larger than extract.max_bytes; not read",
     "too_many_pixels": "larger than extract.max_pixels; not decoded",
     "too_many_faces": "more than 255 faces; the best 255 are kept",
+    "same_image": "a further face of an imported image, listed under another row",
     "wrong_dimension": "an imported embedding of another length",
     "wrong_type": "an imported embedding that is not made of numbers",
     "not_finite": "an imported embedding with NaN, infinite or null numbers",
