@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from facescale.lake.parts import list_done, read_counters
 from facescale.lake.scan import scan, scan_ids
+from facescale.lake.schema import GOOD_STATUSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
     from facescale.lake.lake import Lake
     from facescale.lake.parts import TableVersion
-
-GOOD = ("ok", "too_many_faces", "same_image")
-"""Statuses of images that did not fail."""
 
 _AGAIN = "then run again with --accept-changes"
 _IN_DETAIL = ""  # facescale.sources.read knows more about the cause, and says what to do in `detail`
@@ -45,7 +43,7 @@ REMEDIES = {
     "source_changed": _IN_DETAIL,
     "transient": _IN_DETAIL,
 }
-"""What to do about an image of each status that is not GOOD."""
+"""What to do about an image of each status that is not one of GOOD_STATUSES."""
 
 _EXAMPLES = 3
 _PARTS_OPENED = 256  # a rare status far down a large crawl stays without an example
@@ -70,7 +68,7 @@ class Failures:
 
     Attributes:
         images: how many there are.
-        failed: how many of them have a status that is not GOOD.
+        failed: how many of them have a status that is not one of GOOD_STATUSES.
         examples: a few of each such status.
     """
 
@@ -101,7 +99,7 @@ def find_failures(lake: Lake, images: TableVersion, counters: Mapping[str, int])
         for name, count in counters.items()
         if (status := name.removeprefix("status.")) != name
     }
-    failed = {status: count for status, count in left.items() if status not in GOOD and count}
+    failed = {status: count for status, count in left.items() if status not in GOOD_STATUSES and count}
     wanted = {status: min(_EXAMPLES, count) for status, count in failed.items()}
     examples: list[FailedImage] = []
     parts = itertools.islice(list_done(lake.store, images).parts(), _PARTS_OPENED)

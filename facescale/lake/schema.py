@@ -28,6 +28,9 @@ VERSION_KEY = "facescale.schema_version"
 COLUMNS_KEY = "facescale.columns"
 """Key of a table's metadata that declares, as JSON, the columns which an open table has beyond those of its schema."""
 
+GOOD_STATUSES = ("ok", "too_many_faces", "same_image")
+"""Values of images.status of what did not fail."""
+
 _PACKAGE = Path(__file__).resolve().parent.parent
 _FOLDERS = (_PACKAGE / "schemas", _PACKAGE.parent / "schemas")
 

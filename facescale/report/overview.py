@@ -11,6 +11,7 @@ import facescale
 from facescale.errors import UsageError
 from facescale.index.manifest import read_manifest
 from facescale.lake.scan import scan_ids, sum_counters
+from facescale.lake.schema import GOOD_STATUSES
 from facescale.models.registry import card
 from facescale.report.model import Section, Table
 from facescale.report.source import PER_FACE, numbers
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
     from facescale.report.model import Cell
     from facescale.report.source import Source
-
-GOOD = ("ok", "too_many_faces", "same_image")
-"""Statuses of images that did not fail."""
 
 
 def image_counts(source: Source) -> dict[str, int]:
@@ -72,7 +70,7 @@ def images_section(
         "Every input has one row in the table images, whatever became of it.",
         facts=[("images", counts.get("images", 0)), ("faces", counts.get("faces", 0))],
     )
-    failed = counts.get("images", 0) - sum(counts.get(status, 0) for status in GOOD)
+    failed = counts.get("images", 0) - sum(counts.get(status, 0) for status in GOOD_STATUSES)
     section.facts.append(("failed", failed))
     total = max(counts.get("images", 0), 1)
     section.tables.append(

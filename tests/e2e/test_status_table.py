@@ -23,11 +23,11 @@ import pyarrow.compute as pc
 import pytest
 from e2e_samples import FAST, Answer, damaged, encoded, face, facescale, files_of, noise, png_of
 
-from facescale.driver.failures import GOOD, REMEDIES
+from facescale.driver.failures import REMEDIES
 from facescale.lake.lake import Lake
 from facescale.lake.local_storage import LocalBatch
 from facescale.lake.scan import scan
-from facescale.lake.schema import table_spec
+from facescale.lake.schema import GOOD_STATUSES, table_spec
 from facescale.sources.plan import plan_sources
 
 HERE = ("--workers", "0")
@@ -150,7 +150,7 @@ def test_counts_add_up(crawl: Crawl) -> None:
     assert info["statuses"] == {entry["values"]: entry["counts"] for entry in expected}
     assert info["faces"] == sum(row["num_faces"] for row in crawl.images.values())
     assert "not input: 1 (hidden), 1 .txt" in crawl.answer.err
-    bad = sum(row["status"] not in GOOD for row in crawl.images.values())
+    bad = sum(row["status"] not in GOOD_STATUSES for row in crawl.images.values())
     assert crawl.answer.code == 3
     assert f"{bad} of {len(FILES)} images failed, more than --max-failures 0.5 allows" in crawl.answer.out
     assert str(crawl.lake) in crawl.answer.out
@@ -159,11 +159,11 @@ def test_counts_add_up(crawl: Crawl) -> None:
 
 def test_every_status_has_a_remedy() -> None:
     (status,) = [column for column in table_spec("images").columns if column.name == "status"]
-    assert {*GOOD, *REMEDIES} == set(status.values)
+    assert {*GOOD_STATUSES, *REMEDIES} == set(status.values)
     shown = {file.becomes for file in FILES}
     imported = {"same_image", "wrong_dimension", "wrong_type", "not_finite", "zero_vector"}
     elsewhere = {"transient", "poison", "source_changed", "too_many_faces"} | imported
-    assert shown | elsewhere == {*GOOD, *REMEDIES}
+    assert shown | elsewhere == {*GOOD_STATUSES, *REMEDIES}
 
 
 # The second half: what the source, the lake or the machine do to a command.
